@@ -1,0 +1,95 @@
+"""Memory forms: peak GPU, CPU and disk bytes from named parts."""
+
+from hrm.predict.forms import Form, form
+from hrm.predict.node import Nodes
+from hrm.predict.rates import Rates
+from hrm.predict.shapes import cached_tokens
+from hrm.predict.work import STREAMED_KV
+from hrm.schedule.placement import Placement
+
+Parts = dict[str, Form]
+"""Bytes by part name; the memory needed is their sum."""
+
+DOUBLE_BUFFER = 2  # one buffer is filled while the other is used
+RESIDUAL_COPIES = 2  # hidden state and residual
+
+
+def gpu_parts(rates: Rates, placement: Placement, nodes: Nodes) -> dict[str, Parts]:
+    """Peak bytes on all GPUs while decoding and while prefilling; activations of the two are never alive together."""
+    home = _gpu_home(rates, placement, nodes)
+    return {
+        "decode": {**home, "activations": _decode_activations(rates, placement, nodes)},
+        "prefill": {**home, "activations": _prefill_activations(rates, nodes)},
+    }
+
+
+def _gpu_home(rates: Rates, placement: Placement, nodes: Nodes) -> Parts:
+    sizes, k = rates.sizes, len(nodes)
+    kv = sizes.kv_bytes_per_sequence(cached_tokens(rates.workload, placement.mixed_prefill))
+    dense_buffer = DOUBLE_BUFFER * sizes.dense_bytes / rates.model.num_layers
+    staging = 0.0 * nodes.mu_lo
+    if placement.attention in STREAMED_KV:
+        context = rates.workload.final_context_len
+        staging = DOUBLE_BUFFER * nodes.mu_lo * context * sizes.kv_layer_bytes_max
+    return {
+        "expert_weights": form(k, WEIGHTS=sizes.expert_bytes),
+        "dense_weights": form(k, DENSE=sizes.dense_bytes),
+        "page_pool": form(k, POOL=1.0),
+        "dense_buffers": form(k, ONE=dense_buffer, DENSE=-dense_buffer),
+        "kv_cache": form(k, N_KV=kv),
+        "kv_staging": form(k, ONE=staging),
+    }
+
+
+def _decode_activations(rates: Rates, placement: Placement, nodes: Nodes) -> Form:
+    sizes, devices = rates.sizes, rates.machine.tensor_parallel_size
+    per_micro_batch = nodes.mu_lo * (sizes.projection_workspace_bytes() + sizes.logit_bytes())
+    experts = sizes.expert_workspace_bytes()
+    hidden = RESIDUAL_COPIES * sizes.hidden_bytes * devices
+    if placement.ffn == "batch":
+        return form(len(nodes), ONE=per_micro_batch, N=hidden + experts)
+    return form(len(nodes), ONE=per_micro_batch + nodes.mu_lo * experts, N=hidden)
+
+
+def _prefill_activations(rates: Rates, nodes: Nodes) -> Form:
+    """One chunk in work, with the hidden states of the chunks before and after it in flight."""
+    sizes, devices = rates.sizes, rates.machine.tensor_parallel_size
+    chunk = rates.prefill_chunk_tokens
+    hidden = (RESIDUAL_COPIES + DOUBLE_BUFFER) * sizes.hidden_bytes * devices
+    work = chunk * (hidden + sizes.projection_workspace_bytes() + sizes.expert_workspace_bytes())
+    logits = chunk / rates.workload.prompt_len * sizes.logit_bytes()
+    return form(len(nodes), ONE=work + logits)
+
+
+def pool_need(rates: Rates, placement: Placement, nodes: Nodes) -> Form:
+    """Bytes that the page pool must have: whole layers of streamed experts, or two pages of a ring."""
+    if placement.pool_layers is None:
+        return form(len(nodes), ONE=DOUBLE_BUFFER * rates.sizes.expert_page_bytes)
+    layers = placement.pool_layers * rates.sizes.expert_bytes / rates.sizes.num_expert_layers
+    computed = "EXPERTS" if placement.mixed_prefill else "ONE"
+    return form(len(nodes), **{computed: layers, "WEIGHTS": -layers})
+
+
+def cpu_parts(rates: Rates, placement: Placement, nodes: Nodes) -> Parts:
+    """Peak bytes in CPU memory: weights that are neither on the GPU nor on disk, KV, and what is in transit."""
+    sizes, k = rates.sizes, len(nodes)
+    kv = sizes.kv_bytes_per_sequence(cached_tokens(rates.workload, placement.mixed_prefill))
+    prefilled = rates.workload.prompt_len * sizes.hidden_bytes
+    if placement.mixed_prefill:
+        prefilled /= rates.workload.gen_len
+    transit = (sizes.attention_input_bytes + sizes.attention_output_bytes) / rates.model.num_layers
+    staging = DOUBLE_BUFFER * sizes.expert_bytes / sizes.num_expert_layers
+    return {
+        "expert_weights": form(k, ONE=sizes.expert_bytes, WEIGHTS=-sizes.expert_bytes, DISK=-sizes.expert_bytes),
+        "dense_weights": form(k, ONE=sizes.dense_bytes, DENSE=-sizes.dense_bytes),
+        "embedding": form(k, ONE=sizes.embedding_bytes),
+        "disk_staging": form(k, DISK=staging),
+        "kv_cache": form(k, N=kv, N_KV=-kv),
+        "prefill_hidden_states": form(k, N=prefilled),
+        "transit_buffers": form(k, N=transit + sizes.hidden_bytes),
+    }
+
+
+def disk_parts(rates: Rates, nodes: Nodes) -> Parts:
+    """Bytes on disk."""
+    return {"expert_weights": form(len(nodes), DISK=rates.sizes.expert_bytes)}

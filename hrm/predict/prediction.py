@@ -1,0 +1,184 @@
+"""What the closed form predicts for one policy."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hrm.errors import PolicyError
+from hrm.predict.combine import pass_rows
+from hrm.predict.forms import NUM_TERMS, Form, Term, evaluate
+from hrm.predict.memory import cpu_parts, disk_parts, gpu_parts
+from hrm.predict.node import single_nodes
+from hrm.predict.rates import Rates
+from hrm.predict.shapes import PassShape, generation_passes
+from hrm.predict.work import PassWork, pass_work
+from hrm.schedule.placement import Placement
+from hrm.schedule.registry import placement_of
+from hrm.spec.policy import Policy
+
+BINDING_TOLERANCE = 1e-6
+CAPACITY_TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True)
+class PassPrediction:
+    """One kind of pass: how often it runs, seconds of one, busy seconds per resource, and the rows that bind it."""
+
+    name: str
+    count: float
+    seconds: float
+    busy_seconds: dict[str, float]
+    binding: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class MemoryPrediction:
+    """Peak bytes of one memory by named part, and what is usable of it."""
+
+    parts: dict[str, float]
+    usable_bytes: float
+
+    @property
+    def total_bytes(self) -> float:
+        """Sum of the parts."""
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Closed-form result: throughputs in generated tokens per second, times of one batch's generation in seconds.
+
+    With mixed prefill, prefill rides in the decode passes: `prefill_seconds` is 0 and `decode_seconds` is all of it.
+    """
+
+    batch_size: int
+    gen_len: int
+    passes: tuple[PassPrediction, ...]
+    gpu_memory: MemoryPrediction
+    cpu_memory: MemoryPrediction
+    disk: MemoryPrediction
+
+    @property
+    def total_seconds(self) -> float:
+        """Prefill and decode of one batch."""
+        return sum(p.count * p.seconds for p in self.passes)
+
+    @property
+    def prefill_seconds(self) -> float:
+        """Seconds in passes that only prefill."""
+        return sum(p.count * p.seconds for p in self.passes if p.name == "prefill")
+
+    @property
+    def decode_seconds(self) -> float:
+        """Seconds in passes that decode."""
+        return self.total_seconds - self.prefill_seconds
+
+    @property
+    def generation_throughput(self) -> float:
+        """Generated tokens per second of prefill and decode."""
+        return self.batch_size * self.gen_len / self.total_seconds
+
+    @property
+    def decode_throughput(self) -> float:
+        """Tokens generated in decode passes per second of those passes; 0 when only the first token is asked for."""
+        decoded = self.batch_size * (self.gen_len - 1)
+        return decoded / self.decode_seconds if self.gen_len > 1 else 0.0
+
+    @property
+    def utilisation(self) -> dict[str, float]:
+        """Share of the total time that each resource is busy."""
+        names = self.passes[0].busy_seconds
+        busy = {r: sum(p.count * p.busy_seconds[r] for p in self.passes) for r in names}
+        return {r: seconds / self.total_seconds for r, seconds in busy.items()}
+
+    @property
+    def bottleneck(self) -> str:
+        """What binds the passes that take the most time."""
+        longest = max(self.passes, key=lambda p: p.count * p.seconds)
+        return longest.binding[0]
+
+
+def predict(rates: Rates, policy: Policy) -> Prediction:
+    """Closed-form prediction of one policy: each pass takes as long as its schedule's busiest (chain of) resource.
+
+    Leaves out pipeline fill, drain and bubbles, which the simulator adds.
+
+    Raises:
+        PolicyError: the policy does not fit in memory (which, and by how much), or was made for other GPUs.
+    """
+    if policy.tensor_parallel_size != rates.machine.tensor_parallel_size:
+        raise PolicyError(
+            f"policy: tensor_parallel_size {policy.tensor_parallel_size} but {rates.machine.profile.name} has "
+            f"{rates.machine.tensor_parallel_size} GPU(s)"
+        )
+    placement, terms = placement_of(policy), policy_terms(policy)
+    nodes = single_nodes(np.array([float(policy.micro_batch_size)]), np.array([float(policy.batch_size)]))
+    gpu = {phase: _sizes(parts, terms) for phase, parts in gpu_parts(rates, placement, nodes).items()}
+    peak = max(gpu.values(), key=lambda parts: sum(parts.values()))
+    machine = rates.machine
+    prediction = Prediction(
+        policy.batch_size,
+        rates.workload.gen_len,
+        tuple(
+            _predict_pass(rates, placement, shape, policy)
+            for shape in generation_passes(rates.workload, policy.mixed_prefill)
+        ),
+        MemoryPrediction(peak, machine.gpu_memory_bytes),
+        MemoryPrediction(_sizes(cpu_parts(rates, placement, nodes), terms), machine.cpu_memory_bytes),
+        MemoryPrediction(_sizes(disk_parts(rates, nodes), terms), machine.disk_bytes),
+    )
+    _check_fits(prediction)
+    return prediction
+
+
+def policy_terms(policy: Policy) -> Form:
+    """The values of every term of a form under `policy`, shape [1, NUM_TERMS]."""
+    n = float(policy.batch_size)
+    terms = np.zeros((1, NUM_TERMS))
+    terms[0, Term.ONE], terms[0, Term.N] = 1.0, n
+    terms[0, Term.N_ATTENTION], terms[0, Term.N_KV] = n * policy.attention_on_gpu, n * policy.kv_on_gpu
+    terms[0, Term.WEIGHTS], terms[0, Term.EXPERTS] = policy.weights_on_gpu, policy.experts_on_gpu
+    terms[0, Term.N_EXPERTS] = n * policy.experts_on_gpu
+    terms[0, Term.DENSE], terms[0, Term.DISK] = policy.dense_weights_on_gpu, policy.weights_on_disk
+    terms[0, Term.POOL] = policy.page_pool_bytes
+    return terms
+
+
+def _sizes(parts: dict[str, Form], terms: Form) -> dict[str, float]:
+    return {name: float(evaluate(part, terms)[0]) for name, part in parts.items()}
+
+
+def _predict_pass(rates: Rates, placement: Placement, shape: PassShape, policy: Policy) -> PassPrediction:
+    nodes = single_nodes(np.array([float(policy.micro_batch_size)]), np.array([float(policy.batch_size)]))
+    terms = policy_terms(policy)
+    work = pass_work(rates, placement, shape, nodes)
+    rows = [(n, float(evaluate(f, terms)[0])) for n, f in pass_rows(rates, placement, shape, work, nodes)]
+    seconds = max(value for _, value in rows)
+    binding = dict.fromkeys(name for name, value in rows if value >= seconds * (1 - BINDING_TOLERANCE))
+    return PassPrediction(shape.name, shape.count, seconds, _busy(work, terms), tuple(binding))
+
+
+def _busy(work: PassWork, terms: Form) -> dict[str, float]:
+    def seconds(*forms: Form) -> float:
+        return max(float(evaluate(f, terms)[0]) for f in forms)
+
+    return {
+        "gpu": seconds(work.gpu_dense) + seconds(*work.gpu_experts),
+        "cpu": seconds(work.cpu_attention) + seconds(*work.cpu_experts),
+        "htod": seconds(work.htod),
+        "dtoh": seconds(work.dtoh),
+        "disk": seconds(work.disk),
+        "gpu_to_gpu": seconds(work.link),
+        "cpu_memory_bandwidth": seconds(work.dram),
+    }
+
+
+def _check_fits(prediction: Prediction) -> None:
+    for name, memory in (("GPU", prediction.gpu_memory), ("CPU", prediction.cpu_memory), ("disk", prediction.disk)):
+        over = memory.total_bytes - memory.usable_bytes
+        if over > CAPACITY_TOLERANCE * max(memory.usable_bytes, 1.0):
+            largest = max(memory.parts, key=lambda part: memory.parts[part])
+            raise PolicyError(
+                f"policy: needs {over / 2**30:.3f} GiB more {name} memory than the {memory.usable_bytes / 2**30:.2f} "
+                f"GiB usable; its largest part is {largest} ({memory.parts[largest] / 2**30:.2f} GiB)"
+            )

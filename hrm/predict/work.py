@@ -1,0 +1,204 @@
+"""Time forms of one pass: how long each processor and each link is busy."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hrm.predict.forms import Form, form
+from hrm.predict.node import Nodes
+from hrm.predict.rates import Rates
+from hrm.predict.shapes import PassShape
+from hrm.schedule.placement import Placement
+
+HOST_ATTENTION = ("cpu", "hybrid", "split")
+STREAMED_KV = ("streamed", "split")
+
+
+@dataclass(frozen=True)
+class PassWork:
+    """Busy seconds of each resource in one pass, all forms [nodes, terms].
+
+    The expert parts are lists of forms of which the largest counts (compute roof, memory roof).
+    """
+
+    gpu_dense: Form
+    gpu_experts: list[Form]
+    cpu_attention: Form
+    cpu_experts: list[Form]
+    htod: Form
+    dtoh: Form
+    disk: Form
+    link: Form
+    dram: Form
+
+
+def pass_work(rates: Rates, placement: Placement, shape: PassShape, nodes: Nodes) -> PassWork:
+    """Forms of the busy time of every resource in one pass.
+
+    Includes weights, KV, Q/K/V, hidden-state and embedding traffic, transfer latencies, and the DRAM traffic that CPU
+    work and copies share. Leaves out kernel launches, norms and sampling, and pipeline fill and drain (the simulator's).
+    """
+    htod_bytes, htod_latency = _htod(rates, placement, shape, nodes)
+    dtoh_bytes, dtoh_latency = _dtoh(rates, placement, shape, nodes)
+    disk_bytes = form(len(nodes), DISK=rates.sizes.expert_bytes)
+    cpu_bytes = _cpu_bytes(rates, placement, shape, nodes)
+    machine = rates.machine
+    disk_seconds = disk_bytes / machine.link_bytes_per_s("disk_read") if machine.profile.disk else disk_bytes * 0.0
+    return PassWork(
+        gpu_dense=_gpu_dense(rates, shape, nodes),
+        gpu_experts=_gpu_experts(rates, placement, shape, nodes),
+        cpu_attention=_cpu_attention(rates, shape, nodes),
+        cpu_experts=_cpu_experts(rates, placement, shape, nodes),
+        htod=htod_bytes / machine.link_bytes_per_s("htod") + htod_latency,
+        dtoh=dtoh_bytes / machine.link_bytes_per_s("dtoh") + dtoh_latency,
+        disk=disk_seconds,
+        link=_link(rates, shape, nodes),
+        dram=(cpu_bytes + htod_bytes + dtoh_bytes + disk_bytes) / machine.cpu_memory_bytes_per_s,
+    )
+
+
+def tokens_per_sequence(rates: Rates, shape: PassShape) -> float:
+    """Tokens that a pass carries per sequence in flight."""
+    return shape.decode_share + shape.prefill_share * rates.workload.prompt_len
+
+
+def _gpu_dense(rates: Rates, shape: PassShape, nodes: Nodes) -> Form:
+    prompt = shape.prefill_share * rates.workload.prompt_len
+    per_n = np.full(len(nodes), prompt * rates.prefill_seconds_per_token[0])
+    per_n += shape.prefill_share * rates.prefill_attention_seconds
+    attention = 0.0
+    if shape.decode_share:
+        tokens = shape.decode_share * nodes.mu_hi
+        per_n += rates.dense_seconds(tokens, tokens) / nodes.mu_hi
+        attention = shape.decode_share * rates.decode_attention_seconds("gpu", shape.decode_context_len)
+    return form(len(nodes), N=per_n, N_ATTENTION=attention)
+
+
+def _gpu_experts(rates: Rates, placement: Placement, shape: PassShape, nodes: Nodes) -> list[Form]:
+    prefill = shape.prefill_share * rates.workload.prompt_len * rates.prefill_seconds_per_token[1]
+    share = shape.decode_share
+    if not share:
+        return [form(len(nodes), N=prefill)]  # prefill computes every expert on the GPU
+    if placement.ffn == "micro_batch":
+        swept = rates.expert_seconds(share * nodes.mu_hi) / nodes.mu_hi
+        return [form(len(nodes), N_EXPERTS=swept + prefill)]
+    compute = share * rates.expert_compute_seconds("gpu", 1.0, share * nodes.n_hi)
+    moved = share * rates.expert_activation_seconds("gpu", 1.0)
+    read = rates.expert_weight_seconds("gpu", share * nodes.n_lo)
+    return [
+        form(len(nodes), N_EXPERTS=compute + prefill),
+        form(len(nodes), N_EXPERTS=moved + prefill, EXPERTS=read),
+    ]
+
+
+def _cpu_attention(rates: Rates, shape: PassShape, nodes: Nodes) -> Form:
+    if not shape.decode_share:
+        return form(len(nodes))
+    seconds = shape.decode_share * rates.decode_attention_seconds("cpu", shape.decode_context_len)
+    return form(len(nodes), N=seconds, N_ATTENTION=-seconds)
+
+
+def _cpu_experts(rates: Rates, placement: Placement, shape: PassShape, nodes: Nodes) -> list[Form]:
+    if not placement.experts_on_cpu or not shape.decode_share:
+        return [form(len(nodes))]
+    tokens = tokens_per_sequence(rates, shape)
+    compute = tokens * rates.expert_compute_seconds("cpu", 1.0, tokens * nodes.n_hi)
+    moved = tokens * rates.expert_activation_seconds("cpu", 1.0)
+    read = rates.expert_weight_seconds("cpu", tokens * nodes.n_lo)
+    return [
+        form(len(nodes), N=compute, N_EXPERTS=-compute),
+        form(len(nodes), N=moved, N_EXPERTS=-moved, ONE=read, EXPERTS=-read),
+    ]
+
+
+def _cpu_bytes(rates: Rates, placement: Placement, shape: PassShape, nodes: Nodes) -> Form:
+    attention = shape.decode_share * rates.sizes.decode_attention_bytes(shape.decode_context_len)
+    result = form(len(nodes), N=attention, N_ATTENTION=-attention)
+    if placement.experts_on_cpu and shape.decode_share:
+        touched = rates.sizes.touched_share(tokens_per_sequence(rates, shape) * nodes.n_lo)
+        read = rates.sizes.expert_bytes * touched
+        result += form(len(nodes), ONE=read, EXPERTS=-read)
+    return result
+
+
+def _streamed_experts(rates: Rates, placement: Placement, shape: PassShape, nodes: Nodes) -> tuple[Form, Form]:
+    """Bytes and number of expert pages copied to the GPU in a pass: computed there but not resident."""
+    touched = np.ones(len(nodes))
+    if placement.overlap == "on_demand" and shape.decode_share:
+        touched = rates.sizes.touched_share(tokens_per_sequence(rates, shape) * nodes.mu_lo)
+    computed = "EXPERTS" if shape.decode_share else "ONE"
+    share = form(len(nodes), **{computed: touched, "WEIGHTS": -touched})
+    return share * rates.sizes.expert_bytes, share * float(rates.sizes.num_experts_total)
+
+
+def _htod(rates: Rates, placement: Placement, shape: PassShape, nodes: Nodes) -> tuple[Form, Form]:
+    sizes, share = rates.sizes, shape.decode_share
+    expert_bytes, pages = _streamed_experts(rates, placement, shape, nodes)
+    kv = share * sizes.kv_bytes_per_sequence(shape.decode_context_len)
+    attended = share * sizes.attention_output_bytes
+    tokens = tokens_per_sequence(rates, shape)
+    hidden = shape.prefill_share * rates.workload.prompt_len * rates.model.num_layers * sizes.hidden_bytes
+    experts = _host_expert_bytes(rates, placement, shape)
+    moved = expert_bytes + form(
+        len(nodes),
+        ONE=sizes.dense_bytes,
+        DENSE=-sizes.dense_bytes,
+        N=attended + hidden + tokens * sizes.hidden_bytes + experts,
+        N_ATTENTION=kv - attended,
+        N_KV=-kv,
+    )
+    copies = _copies_per_sequence(rates, placement, shape, nodes) + _kv_copies(rates, placement, shape, nodes)
+    latency = rates.machine.link_latency("htod") / rates.machine.tensor_parallel_size
+    return moved, latency * (pages + form(len(nodes), N=copies))
+
+
+def _dtoh(rates: Rates, placement: Placement, shape: PassShape, nodes: Nodes) -> tuple[Form, Form]:
+    sizes, share = rates.sizes, shape.decode_share
+    prompt = shape.prefill_share * rates.workload.prompt_len
+    queried = share * sizes.attention_input_bytes
+    stored = share * sizes.kv_bytes_per_token
+    prefilled = prompt * sizes.kv_bytes_per_token
+    hidden = prompt * rates.model.num_layers * sizes.hidden_bytes
+    moved = form(
+        len(nodes),
+        N=queried + prefilled + hidden + _host_expert_bytes(rates, placement, shape),
+        N_ATTENTION=stored - queried,
+        N_KV=-stored - prefilled,
+    )
+    copies = _copies_per_sequence(rates, placement, shape, nodes)
+    return moved, form(len(nodes), N=copies * rates.machine.link_latency("dtoh"))
+
+
+def _host_expert_bytes(rates: Rates, placement: Placement, shape: PassShape) -> float:
+    """Hidden states to, and results from, experts on the CPU, per sequence and direction, whatever their share."""
+    if not placement.experts_on_cpu or not shape.decode_share:
+        return 0.0
+    return tokens_per_sequence(rates, shape) * rates.sizes.num_expert_layers * rates.sizes.hidden_bytes
+
+
+def _copies_per_sequence(rates: Rates, placement: Placement, shape: PassShape, nodes: Nodes) -> Form:
+    """Small copies each way per sequence: one per layer and micro-batch where the CPU attends or computes experts."""
+    crossings = int(placement.attention in HOST_ATTENTION) + int(placement.experts_on_cpu)
+    if not shape.decode_share:
+        return np.zeros(len(nodes))
+    copies: Form = crossings * rates.model.num_layers / nodes.mu_hi
+    return copies
+
+
+def _kv_copies(rates: Rates, placement: Placement, shape: PassShape, nodes: Nodes) -> Form:
+    streams = placement.attention in STREAMED_KV and bool(shape.decode_share)
+    copies: Form = float(streams) * rates.model.num_layers / nodes.mu_hi
+    return copies
+
+
+def _link(rates: Rates, shape: PassShape, nodes: Nodes) -> Form:
+    """Two ring all-reduces of the hidden states per layer: 2 (p - 1) / p of the bytes over each link."""
+    devices = rates.machine.tensor_parallel_size
+    if devices == 1:
+        return form(len(nodes))
+    reduces = 2 * rates.model.num_layers
+    tokens = tokens_per_sequence(rates, shape)
+    moved = reduces * tokens * rates.sizes.hidden_bytes * 2 * (devices - 1) / devices
+    calls = reduces * (shape.decode_share > 0) / nodes.mu_hi
+    latency = rates.machine.link_latency("gpu_to_gpu")
+    return form(len(nodes), N=moved / rates.machine.link_bytes_per_s("gpu_to_gpu") + calls * latency)

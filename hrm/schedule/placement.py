@@ -1,0 +1,40 @@
+"""The discrete choices of a schedule: which classes of policy it can run, and which resources it overlaps."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from hrm.spec.policy import AttentionPlace, FfnBatching
+
+Overlap = Literal["full", "phases", "cpu_serial", "on_demand"]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """One class of policies that share a linear model: everything that is chosen but is not a number.
+
+    attention: "cpu" (A_g = r_c = 0), "resident" (A_g = r_c = 1), "streamed" (A_g = 1, KV copied in per micro-batch),
+        "hybrid" (A_g = r_c: the GPU attends what it holds, the CPU the rest), "split" (any r_c <= A_g).
+    experts_on_cpu: whether F_g may be below 1.
+    overlap: "full" - every resource is its own queue (CGOPipe); "phases" - a layer's attention phase, then its expert
+        phase over the whole batch, copies running across both (MoE-Gen); "cpu_serial" - CPU work is not overlapped
+        with GPU work (FlexGen with CPU attention, S3); "on_demand" - experts are fetched after routing, so copies
+        are not overlapped with compute.
+    pool_layers: layers' worth of streamed expert weights that the page pool holds; None lets the search choose the
+        size of a ring that prefetches across layers.
+    """
+
+    schedule: str
+    attention: AttentionPlace
+    experts_on_cpu: bool
+    ffn: FfnBatching
+    mixed_prefill: bool
+    overlap: Overlap
+    pool_layers: int | None
+    single_micro_batch: bool = False
+
+    @property
+    def label(self) -> str:
+        """A short name for tables: schedule and what distinguishes the class."""
+        parts = [f"attention {self.attention}", "experts GPU+CPU" if self.experts_on_cpu else "experts GPU"]
+        parts += [f"ffn per {self.ffn.replace('_', '-')}"] + (["mixed prefill"] if self.mixed_prefill else [])
+        return f"{self.schedule}: " + ", ".join(parts)

@@ -1,0 +1,118 @@
+"""The schedules by name, as the placements that each can run."""
+
+from dataclasses import replace
+from itertools import product
+
+from hrm.errors import PolicyError
+from hrm.schedule.placement import Overlap, Placement
+from hrm.spec.policy import AttentionPlace, FfnBatching, Policy
+from hrm.spec.suggest import unknown_name
+
+AUTO = "auto"
+
+_CORNERS: tuple[AttentionPlace, ...] = ("cpu", "streamed")
+_SHARES: tuple[AttentionPlace, ...] = ("cpu", "streamed", "hybrid", "split")
+_KV_SHARES: tuple[AttentionPlace, ...] = ("streamed", "resident")
+
+# MoE-Lightning Algorithm 1: attention on the CPU or the GPU (A_g a corner), weights paged into two layers' buffers.
+_CGOPIPE = tuple(
+    Placement("cgopipe", attention, experts_on_cpu, "micro_batch", False, "full", 2)
+    for attention, experts_on_cpu in product(_CORNERS, (False, True))
+)
+# FlexGen (arXiv 2303.06865), S4 of the MoE-Lightning paper: KV streamed, attention on the GPU.
+_FLEXGEN = tuple(
+    Placement("flexgen", attention, False, "micro_batch", False, "full", 2)
+    for attention in _KV_SHARES
+)
+# S3: CPU attention that the GPU waits for.
+_FLEXGEN_CPU = (Placement("flexgen_cpu_attention", "cpu", False, "micro_batch", False, "cpu_serial", 2),)
+# S2: FastDecode (arXiv 2403.11421) with weight streaming; its larger bubbles are the simulator's to show.
+_FASTDECODE = (Placement("fastdecode", "cpu", False, "micro_batch", False, "full", 2),)
+# ZeRO-Inference and accelerate: layers streamed under one batch whose KV stays on the GPU.
+_LAYER_STREAMING = (
+    Placement("layer_streaming", "resident", False, "micro_batch", False, "full", 2, single_micro_batch=True),
+)
+# MoE-Gen (arXiv 2503.09716): attention in micro-batches, experts over the batch, an expert ring across layers.
+_MODULE_BATCHED = tuple(
+    Placement("module_batched", attention, False, "batch", False, "phases", None)
+    for attention in _SHARES
+)
+# Experts fetched after routing, with what fits kept resident (uniform routing: hit rate = r_w); Fiddler computes misses
+# on the CPU.
+_EXPERT_CACHE = tuple(
+    Placement("expert_cache", "resident", experts_on_cpu, "micro_batch", False, "on_demand", 1, single_micro_batch=True)
+    for experts_on_cpu in (False, True)
+)
+
+_PIPELINES: tuple[tuple[FfnBatching, Overlap, int | None], ...] = (
+    ("micro_batch", "full", 2),
+    ("batch", "phases", None),
+)
+_ATTENTION: tuple[AttentionPlace, ...] = ("cpu", "resident", "streamed", "hybrid", "split")
+
+
+_NAMED: dict[str, tuple[Placement, ...]] = {
+    "cgopipe": _CGOPIPE,
+    "module_batched": _MODULE_BATCHED,
+    "flexgen": _FLEXGEN,
+    "flexgen_cpu_attention": _FLEXGEN_CPU,
+    "fastdecode": _FASTDECODE,
+    "layer_streaming": _LAYER_STREAMING,
+    "expert_cache": _EXPERT_CACHE,
+}
+
+
+def _auto() -> tuple[Placement, ...]:
+    """Every combination of the free choices, including prefill mixed into decode passes (MoE-Lens).
+
+    A combination that is a published schedule carries its name, so that the answer says so.
+    """
+    published = {replace(p, schedule=AUTO): p for p in (*_CGOPIPE, *_MODULE_BATCHED)}
+    free = [
+        Placement(AUTO, attention, on_cpu, ffn, mixed, overlap, pool)
+        for attention, on_cpu, mixed, (ffn, overlap, pool) in product(
+            _ATTENTION, (False, True), (False, True), _PIPELINES
+        )
+    ]
+    return tuple(published.get(p, p) for p in free) + _EXPERT_CACHE
+
+
+def schedule_names() -> tuple[str, ...]:
+    """Every schedule that can be asked for, `auto` first."""
+    return (AUTO, *_NAMED)
+
+
+def placements(schedule: str) -> tuple[Placement, ...]:
+    """The placements of one schedule.
+
+    `auto` holds every free combination; what it leaves out (serial FlexGen, one-batch layer streaming) is dominated,
+    row by row, by a combination it holds.
+
+    Raises:
+        UnknownNameError: no such schedule.
+    """
+    if schedule == AUTO:
+        return _auto()
+    if schedule not in _NAMED:
+        raise unknown_name("schedule", schedule, schedule_names())
+    return _NAMED[schedule]
+
+
+def placement_of(policy: Policy) -> Placement:
+    """The placement that a policy belongs to.
+
+    Raises:
+        UnknownNameError: an unknown schedule.
+        PolicyError: the schedule cannot run this combination of choices.
+    """
+    pool = _auto() if policy.schedule == AUTO else placements(policy.schedule)
+    wanted = (policy.attention_place, policy.ffn_batching, policy.mixed_prefill)
+    on_cpu = policy.experts_on_gpu < 1
+    matching = [p for p in pool if (p.attention, p.ffn, p.mixed_prefill) == wanted]
+    matching = [p for p in matching if p.experts_on_cpu or not on_cpu]
+    if not matching:
+        raise PolicyError(
+            f"policy: schedule {policy.schedule} cannot run attention_place {wanted[0]}, ffn_batching {wanted[1]}, "
+            f"mixed_prefill {wanted[2]}, experts_on_gpu {policy.experts_on_gpu:g} together"
+        )
+    return min(matching, key=lambda p: p.experts_on_cpu != on_cpu)

@@ -1,0 +1,64 @@
+"""Solves every cell that memory allows, without any bound: the slow check of the exact search."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from hrm.predict.rates import Rates
+from hrm.schedule.placement import Placement
+from hrm.search.boxes import Boxes, cells
+from hrm.search.branch import CellKey, largest_batches, solve_boxes
+
+CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class Enumeration:
+    """The best cell of all, and how many there were. `seconds_per_token` is inf where nothing fits."""
+
+    seconds_per_token: float
+    key: CellKey | None
+    num_cells: int
+
+
+def all_cells(placements: tuple[Placement, ...], caps: np.ndarray) -> Iterator[Boxes]:
+    """Every (placement, mu, k) with mu * k within the placement's largest batch, in chunks."""
+    for p, cap in enumerate(caps):
+        if cap < 1:
+            continue
+        mu = np.arange(1, cap + 1)
+        most = np.minimum(cap // mu, 1 if placements[p].single_micro_batch else cap)
+        every_mu = np.repeat(mu, most)
+        starts = np.repeat(np.cumsum(most) - most, most)
+        every_k = np.arange(len(every_mu)) - starts + 1
+        for start in range(0, len(every_mu), CHUNK):
+            part = slice(start, start + CHUNK)
+            yield cells(np.full(len(every_mu[part]), p), every_mu[part], every_k[part])
+
+
+def count_cells(placements: tuple[Placement, ...], caps: np.ndarray) -> int:
+    """Number of cells that `all_cells` yields."""
+    return sum(
+        int(cap) if placements[p].single_micro_batch else int(np.sum(cap // np.arange(1, cap + 1)))
+        for p, cap in enumerate(caps)
+        if cap > 0
+    )
+
+
+def enumerate_all(
+    rates: Rates, placements: tuple[Placement, ...], progress: Callable[[int, int], None] | None = None
+) -> Enumeration:
+    """Solves the linear program of every cell; `progress(done, total)` is called after each chunk."""
+    caps = largest_batches(rates, placements)
+    total, done = count_cells(placements, caps), 0
+    best, key = np.inf, None
+    for chunk in all_cells(placements, caps):
+        value = solve_boxes(rates, placements, chunk).value
+        i = int(np.argmin(value))
+        if value[i] < best:
+            best, key = float(value[i]), (int(chunk.placement[i]), int(chunk.mu_lo[i]), int(chunk.k_lo[i]))
+        done += len(chunk)
+        if progress:
+            progress(done, total)
+    return Enumeration(best, key, done)

@@ -1,0 +1,42 @@
+"""Turns the solution of a cell's linear program into a policy."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hrm.predict.rates import Rates
+from hrm.schedule.placement import Placement
+from hrm.search.relaxation import Col
+from hrm.spec.policy import Policy
+
+
+def policy_from_solution(
+    rates: Rates, placement: Placement, mu: int, batch_size: int, x: NDArray[np.float64]
+) -> Policy:
+    """The policy at a solved cell; x is [NUM_COLS] with t = 1. Solver noise below 1e-9 is rounded to the bound."""
+    experts = _ratio(x[Col.EXPERT_SHARE])
+    attention = _ratio(x[Col.ATTENTION])
+    weights = min(_ratio(x[Col.WEIGHTS]), experts)
+    ffn = batch_size if placement.ffn == "batch" else mu
+    return Policy(
+        schedule=placement.schedule,
+        batch_size=batch_size,
+        micro_batch_size=mu,
+        ffn_batch_size=ffn,
+        attention_on_gpu=attention,
+        experts_on_gpu=experts,
+        weights_on_gpu=weights,
+        kv_on_gpu=min(_ratio(x[Col.KV]), attention),
+        dense_weights_on_gpu=_ratio(x[Col.DENSE]),
+        weights_on_disk=min(_ratio(x[Col.DISK]), 1 - weights),
+        attention_place=placement.attention,
+        ffn_batching=placement.ffn,
+        mixed_prefill=placement.mixed_prefill,
+        prefill_chunk_tokens=rates.prefill_chunk_tokens,
+        page_pool_bytes=max(0.0, float(x[Col.POOL]) * rates.machine.gpu_memory_bytes),
+        tensor_parallel_size=rates.machine.tensor_parallel_size,
+    )
+
+
+def _ratio(value: float) -> float:
+    nearest = round(float(value))
+    return float(nearest) if abs(value - nearest) < 1e-9 else float(value)

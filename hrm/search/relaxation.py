@@ -1,0 +1,191 @@
+"""The linear program of a node: the policy's continuous choices at a range, or one value, of (mu, N).
+
+Charnes-Cooper form: every variable is multiplied by t = N_hi / N, which makes the program linear in t too, so that one
+program covers a whole range of batch sizes. At a single batch size t = 1 and the program is the policy's own.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hrm.predict.combine import pass_rows
+from hrm.predict.forms import Form, Term
+from hrm.predict.memory import cpu_parts, disk_parts, gpu_parts, pool_need
+from hrm.predict.node import Nodes
+from hrm.predict.rates import Rates
+from hrm.predict.shapes import generation_passes
+from hrm.predict.work import pass_work
+from hrm.schedule.placement import Placement
+
+MAX_PASSES = 2
+
+
+class Col(IntEnum):
+    """Variables of a node, each times t = N_hi / N unless it is a share of sequences (A_g, r_c, F_g itself)."""
+
+    UNIT = 0  # fixed at 1: carries constants, so that every row is homogeneous
+    T = 1
+    ATTENTION = 2
+    KV = 3
+    WEIGHTS = 4
+    EXPERTS = 5  # F_g * t
+    EXPERT_SHARE = 6  # F_g
+    DENSE = 7
+    DISK = 8
+    POOL = 9
+    PASS = 10  # seconds of the first kind of pass; the second follows
+    GPU_EXCESS = 12  # memory beyond capacity: 0 in a feasible node
+    CPU_EXCESS = 13
+    DISK_EXCESS = 14
+
+
+NUM_COLS = len(Col) + MAX_PASSES - 1
+EXCESS = (Col.GPU_EXCESS, Col.CPU_EXCESS, Col.DISK_EXCESS)
+_TERM_COLUMN = {
+    Term.ONE: Col.T,
+    Term.N: Col.UNIT,
+    Term.N_ATTENTION: Col.ATTENTION,
+    Term.N_KV: Col.KV,
+    Term.WEIGHTS: Col.WEIGHTS,
+    Term.EXPERTS: Col.EXPERTS,
+    Term.N_EXPERTS: Col.EXPERT_SHARE,
+    Term.DENSE: Col.DENSE,
+    Term.DISK: Col.DISK,
+    Term.POOL: Col.POOL,
+}
+_PER_SEQUENCE = (Term.N, Term.N_ATTENTION, Term.N_KV, Term.N_EXPERTS)
+
+
+@dataclass(frozen=True)
+class NodePrograms:
+    """min cost @ x subject to rows @ x <= 0 and lower <= x <= upper, one program per node.
+
+    Shapes: rows [nodes, num_rows, NUM_COLS], cost, lower, upper [nodes, NUM_COLS]. Minimum: seconds per generated token.
+    `time_scale` [nodes, MAX_PASSES] and `pool_scale` turn the PASS and POOL variables back into seconds and bytes.
+    """
+
+    placement: Placement
+    nodes: Nodes
+    row_names: tuple[str, ...]
+    rows: NDArray[np.float64]
+    cost: NDArray[np.float64]
+    lower: NDArray[np.float64]
+    upper: NDArray[np.float64]
+    time_scale: NDArray[np.float64]
+    pool_scale: float
+
+
+def node_programs(rates: Rates, placement: Placement, nodes: Nodes) -> NodePrograms:
+    """The programs of `nodes` under one placement; bounds on every policy in their ranges, exact at single values."""
+    builder = _Rows(nodes, rates.machine.gpu_memory_bytes)
+    cost = np.zeros((len(nodes), NUM_COLS))
+    scales = np.ones((len(nodes), MAX_PASSES))
+    for i, shape in enumerate(generation_passes(rates.workload, placement.mixed_prefill)):
+        work = pass_work(rates, placement, shape, nodes)
+        named = pass_rows(rates, placement, shape, work, nodes)
+        scales[:, i] = _time_scale([f for _, f in named], nodes)
+        cost[:, Col.PASS + i] = shape.count * scales[:, i] / (nodes.n_hi * rates.workload.gen_len)
+        for name, seconds in named:
+            builder.add(f"{shape.name}_{name}", seconds, scales[:, i], {Col.PASS + i: -1.0})
+    _add_memory(builder, rates, placement, nodes)
+    _add_ratios(builder, rates, placement, nodes)
+    lower, upper = _bounds(rates, placement, nodes)
+    return NodePrograms(
+        placement, nodes, tuple(builder.names), np.stack(builder.rows, axis=1), cost, lower, upper, scales,
+        rates.machine.gpu_memory_bytes,
+    )  # fmt: skip
+
+
+class _Rows:
+    """Collects homogeneous rows over the node variables."""
+
+    def __init__(self, nodes: Nodes, pool_scale: float) -> None:
+        self.nodes, self.pool_scale = nodes, pool_scale
+        self.names: list[str] = []
+        self.rows: list[NDArray[np.float64]] = []
+
+    def add(self, name: str, form: Form, scale: NDArray[np.float64] | float, extra: dict[int, float]) -> None:
+        """form / scale + extra <= 0."""
+        row = np.zeros((len(self.nodes), NUM_COLS))
+        for term, column in _TERM_COLUMN.items():
+            factor = self.nodes.n_hi if term in _PER_SEQUENCE else 1.0
+            row[:, column] += form[:, term] * factor / scale
+        row[:, Col.POOL] *= self.pool_scale
+        for column, value in extra.items():
+            row[:, column] += value
+        self.names.append(name)
+        self.rows.append(row)
+
+    def add_plain(self, name: str, **coefficients: "float | NDArray[np.float64]") -> None:
+        """A row given directly by column names."""
+        row = np.zeros((len(self.nodes), NUM_COLS))
+        for column, value in coefficients.items():
+            row[:, Col[column]] = value
+        self.names.append(name)
+        self.rows.append(row)
+
+
+def _time_scale(forms: list[Form], nodes: Nodes) -> NDArray[np.float64]:
+    """Seconds by which a pass's rows are divided, so that programs of fast and slow machines look alike."""
+    largest = np.zeros(len(nodes))
+    for seconds in forms:
+        largest = np.maximum(largest, np.abs(seconds[:, Term.ONE]) + np.abs(seconds[:, Term.N]) * nodes.n_hi)
+    return largest
+
+
+def _add_memory(builder: _Rows, rates: Rates, placement: Placement, nodes: Nodes) -> None:
+    machine = rates.machine
+    for phase, parts in gpu_parts(rates, placement, nodes).items():
+        builder.add(
+            f"gpu_memory_{phase}", _total(parts), machine.gpu_memory_bytes, {Col.T: -1.0, Col.GPU_EXCESS: -1.0}
+        )
+    cpu = _total(cpu_parts(rates, placement, nodes))
+    builder.add("cpu_memory", cpu, machine.cpu_memory_bytes, {Col.T: -1.0, Col.CPU_EXCESS: -1.0})
+    if machine.disk_bytes:
+        disk = _total(disk_parts(rates, nodes))
+        builder.add("disk_capacity", disk, machine.disk_bytes, {Col.T: -1.0, Col.DISK_EXCESS: -1.0})
+    pool = pool_need(rates, placement, nodes)
+    builder.add("page_pool", pool, machine.gpu_memory_bytes, {Col.POOL: -1.0})
+
+
+def _total(parts: dict[str, Form]) -> Form:
+    total: Form = np.sum(np.stack(list(parts.values())), axis=0)
+    return total
+
+
+def _add_ratios(builder: _Rows, rates: Rates, placement: Placement, nodes: Nodes) -> None:
+    builder.add_plain("kv_within_attention", KV=1.0, ATTENTION=-1.0)
+    if placement.attention == "hybrid":
+        builder.add_plain("attention_only_where_kv_is", ATTENTION=1.0, KV=-1.0)
+    builder.add_plain("resident_experts_run_on_gpu", WEIGHTS=1.0, EXPERTS=-1.0)
+    builder.add_plain("dense_at_most_all", DENSE=1.0, T=-1.0)
+    builder.add_plain("gpu_and_disk_at_most_all", WEIGHTS=1.0, DISK=1.0, T=-1.0)
+    widest = nodes.n_hi / nodes.n_lo
+    builder.add_plain("experts_at_most_all", EXPERTS=1.0, T=-1.0)
+    builder.add_plain("share_from_below", EXPERT_SHARE=1.0, EXPERTS=-1.0)
+    builder.add_plain("share_from_above", EXPERTS=1.0, EXPERT_SHARE=-widest)
+    builder.add_plain("share_near_all_below", EXPERT_SHARE=widest, T=1.0, UNIT=-widest, EXPERTS=-1.0)
+    builder.add_plain("share_near_all_above", EXPERTS=1.0, T=-1.0, EXPERT_SHARE=-1.0, UNIT=1.0)
+
+
+def _bounds(rates: Rates, placement: Placement, nodes: Nodes) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    lower, upper = np.zeros((len(nodes), NUM_COLS)), np.full((len(nodes), NUM_COLS), np.inf)
+    widest = nodes.n_hi / nodes.n_lo
+    lower[:, Col.UNIT] = upper[:, Col.UNIT] = lower[:, Col.T] = 1.0
+    upper[:, Col.T] = widest
+    for column in (Col.WEIGHTS, Col.EXPERTS, Col.DENSE, Col.DISK, Col.POOL):
+        upper[:, column] = widest
+    upper[:, [Col.ATTENTION, Col.KV, Col.EXPERT_SHARE]] = 1.0
+    if not placement.experts_on_cpu:
+        lower[:, Col.EXPERT_SHARE] = 1.0
+    if not rates.machine.disk_bytes:
+        upper[:, Col.DISK] = 0.0
+    if placement.attention == "cpu":
+        upper[:, [Col.ATTENTION, Col.KV]] = 0.0
+    if placement.attention in ("resident", "streamed"):
+        lower[:, Col.ATTENTION] = 1.0
+    if placement.attention == "resident":
+        lower[:, Col.KV] = 1.0
+    return lower, upper

@@ -1,0 +1,162 @@
+"""The policy search: the provably best policy for a model, workload and machine, with its prediction."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from hrm.errors import InfeasibleError, SolverError
+from hrm.predict.machine import Machine
+from hrm.predict.node import single_nodes
+from hrm.predict.prediction import Prediction, predict
+from hrm.predict.rates import Rates
+from hrm.schedule.placement import Placement
+from hrm.schedule.registry import AUTO, placements
+from hrm.search.batch_lp import solve_nodes
+from hrm.search.branch import TIE_TOLERANCE, CellKey, SearchState, branch_and_bound
+from hrm.search.enumerate import enumerate_all
+from hrm.search.extract import policy_from_solution
+from hrm.search.infeasible import explain_infeasible
+from hrm.search.milp import solve_milp
+from hrm.search.relaxation import node_programs
+from hrm.spec.hardware import HardwareProfile
+from hrm.spec.model import ModelSpec
+from hrm.spec.policy import Policy
+from hrm.spec.precision import Precision, choose_precision
+from hrm.spec.workload import Workload
+
+MILP_CELLS = 12  # best cells handed to the MILP; branch and bound has proven all others no better
+AGREEMENT = 1e-6  # CBC's own tolerances; the cell it chooses is re-solved to 1e-10
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A policy with its prediction."""
+
+    policy: Policy
+    prediction: Prediction
+
+
+@dataclass(frozen=True)
+class SolverReport:
+    """How the optimum was proven. `relative_gap` is between the answer and the best bound left."""
+
+    status: str
+    seconds: float
+    relative_gap: float
+    boxes_bounded: int
+    cells_solved: int
+    milp_cells: int
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Agreement of the search with the exhaustive enumeration of every cell."""
+
+    agrees: bool
+    enumerated_cells: int
+    relative_difference: float
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The best policy first among `candidates`, each the best of its placement."""
+
+    rates: Rates
+    schedule: str
+    candidates: tuple[Candidate, ...]
+    solver: SolverReport
+
+    @property
+    def best(self) -> Candidate:
+        """The optimum."""
+        return self.candidates[0]
+
+    @property
+    def policy(self) -> Policy:
+        """The optimal policy."""
+        return self.best.policy
+
+    @property
+    def prediction(self) -> Prediction:
+        """What is predicted for the optimal policy."""
+        return self.best.prediction
+
+
+def make_rates(
+    profile: HardwareProfile, model: ModelSpec, workload: Workload, precision: Precision | None = None
+) -> Rates:
+    """The cost model of one (profile, model, workload); precision as `choose_precision` has it when not given."""
+    return Rates(model, workload, Machine(profile, precision or choose_precision(model, profile)))
+
+
+def search_policy(rates: Rates, schedule: str = AUTO, top: int = 1) -> SearchResult:
+    """The policy with the highest predicted generation throughput that fits in memory, proven optimal.
+
+    Branch and bound over every integer (mu, N) leaves a short list of cells; the MILP over those cells is solved to
+    proven optimality. `top` asks for the best policies of that many different placements.
+
+    Raises:
+        InfeasibleError: nothing fits; says which memory lacks how many bytes and what would help.
+        UnknownNameError: an unknown schedule.
+        SolverError: a solver fault, or the two solvers disagree.
+    """
+    started = time.perf_counter()
+    pool = placements(schedule)
+    state = branch_and_bound(rates, pool, keep=top)
+    feasible = [key for key, value in state.values.items() if np.isfinite(value)]
+    if not feasible:
+        raise InfeasibleError(explain_infeasible(rates, pool))
+    short_list = sorted(feasible, key=lambda key: state.values[key])[:MILP_CELLS]
+    _confirm_by_milp(state, short_list)
+    report = SolverReport(
+        "optimal", time.perf_counter() - started, TIE_TOLERANCE, state.boxes_bounded, len(state.values), len(short_list)
+    )
+    ranked = _distinct(state, top)
+    return SearchResult(rates, schedule, tuple(_candidate(rates, pool, key) for key in ranked), report)
+
+
+def _confirm_by_milp(state: SearchState, keys: list[CellKey]) -> None:
+    """Solves the MILP over `keys` and checks it against the incumbent."""
+    groups: dict[int, list[CellKey]] = {}
+    for key in keys:
+        groups.setdefault(key[0], []).append(key)
+    programs = [node_programs(state.rates, state.placements[p], _cell_nodes(ks)) for p, ks in groups.items()]
+    chosen = solve_milp(programs)
+    key = list(groups.values())[chosen.batch][chosen.index]
+    best = state.values[keys[0]]
+    if state.values[key] > best * (1 + AGREEMENT):
+        raise SolverError(f"the MILP chose {state.values[key]!r} s/token where branch and bound found {best!r}")
+
+
+def _cell_nodes(keys: list[CellKey]):  # type: ignore[no-untyped-def]
+    mu, k = np.array([key[1] for key in keys], float), np.array([key[2] for key in keys], float)
+    return single_nodes(mu, mu * k)
+
+
+def _distinct(state: SearchState, top: int) -> list[CellKey]:
+    """Best cell of each placement, best first, without placements that only repeat another's optimum."""
+    ranked: list[tuple[float, CellKey]] = []
+    for value, key in sorted(state.best.values()):
+        repeats = any(key[1:] == k[1:] and abs(value - v) <= 1e-12 * v for v, k in ranked)
+        if np.isfinite(value) and not repeats:
+            ranked.append((value, key))
+    return [key for _, key in ranked[:top]]
+
+
+def _candidate(rates: Rates, pool: tuple[Placement, ...], key: CellKey) -> Candidate:
+    placement, mu, batch = pool[key[0]], key[1], key[1] * key[2]
+    solved = solve_nodes([node_programs(rates, placement, _cell_nodes([key]))])[0]
+    policy = policy_from_solution(rates, placement, mu, batch, solved.x[0])
+    return Candidate(policy, predict(rates, policy))
+
+
+def verify(
+    result: SearchResult, progress: Callable[[int, int], None] | None = None, tolerance: float = 1e-9
+) -> Verification:
+    """Enumerates every cell and compares its optimum with the search's."""
+    found = enumerate_all(result.rates, placements(result.schedule), progress)
+    ours = 1.0 / result.prediction.generation_throughput
+    difference = abs(ours - found.seconds_per_token) / found.seconds_per_token
+    return Verification(difference <= tolerance, found.num_cells, difference)

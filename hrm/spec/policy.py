@@ -1,0 +1,62 @@
+"""A policy: the handful of choices that decide how fast an offloaded model runs."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Ratio = Field(ge=0.0, le=1.0)
+
+AttentionPlace = Literal["cpu", "resident", "streamed", "hybrid", "split"]
+FfnBatching = Literal["micro_batch", "batch"]
+
+
+class Policy(BaseModel):
+    """Where everything lives and runs, and how it is batched. All ratios lie in [0, 1].
+
+    `batch_size` N sequences are in flight, in `micro_batch_size` mu sequences per attention micro-batch (N is a whole
+    number of them); experts run on `ffn_batch_size` tokens at a time. `attention_on_gpu` A_g is the share of decode
+    attention done on the GPU (by sequences), `kv_on_gpu` r_c the share of the KV cache resident there;
+    `experts_on_gpu` F_g the share of decode expert work done on the GPU, `weights_on_gpu` r_w the share of routed-expert
+    weights resident there, `weights_on_disk` the share that lies on disk. `dense_weights_on_gpu` is the resident share
+    of all other layer weights and the LM head. `page_pool_bytes` is GPU memory for streamed weights (all devices).
+    With `mixed_prefill` every pass carries decode tokens and the prefill of the requests that replace finished ones
+    (MoE-Lens); otherwise the whole batch is prefilled, then decoded (MoE-Lightning).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    schedule: str
+    batch_size: int = Field(ge=1)
+    micro_batch_size: int = Field(ge=1)
+    ffn_batch_size: int = Field(ge=1)
+    attention_on_gpu: float = Ratio
+    experts_on_gpu: float = Ratio
+    weights_on_gpu: float = Ratio
+    kv_on_gpu: float = Ratio
+    dense_weights_on_gpu: float = Ratio
+    weights_on_disk: float = Ratio
+    attention_place: AttentionPlace
+    ffn_batching: FfnBatching
+    mixed_prefill: bool
+    prefill_chunk_tokens: int = Field(ge=1)
+    page_pool_bytes: float = Field(ge=0.0)
+    tensor_parallel_size: int = Field(ge=1)
+
+    @property
+    def num_micro_batches(self) -> int:
+        """n = N / mu."""
+        return self.batch_size // self.micro_batch_size
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Policy":
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a whole number of micro_batch_size {self.micro_batch_size}"
+            )
+        if self.kv_on_gpu > self.attention_on_gpu + 1e-9:
+            raise ValueError("kv_on_gpu exceeds attention_on_gpu: KV kept on the GPU is attended there")
+        if self.weights_on_gpu > self.experts_on_gpu + 1e-9:
+            raise ValueError("weights_on_gpu exceeds experts_on_gpu: experts kept on the GPU are computed there")
+        if self.weights_on_gpu + self.weights_on_disk > 1 + 1e-9:
+            raise ValueError("weights_on_gpu + weights_on_disk exceeds 1")
+        return self
