@@ -98,7 +98,7 @@ def small(base: str, **changes: Any) -> tuple[ModelSpec, Any]:
         ("llama-3-8b", {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
         ("llama-3-8b", {"head_dim": 64, "num_key_value_heads": None}),
         ("mixtral-8x7b", {"head_dim": 96, "num_hidden_layers": 2}),
-        ("qwen3-30b-a3b", {"mlp_only_layers": [0, 5], "decoder_sparse_step": 2}),
+        ("qwen3-30b-a3b", {"mlp_only_layers": [1, 3], "decoder_sparse_step": 2}),
         ("qwen3-30b-a3b", {"attention_bias": True}),
         ("qwen1.5-moe-a2.7b", {"decoder_sparse_step": 3, "qkv_bias": False}),
         ("olmoe-1b-7b", {"attention_bias": True, "num_key_value_heads": 4}),
@@ -238,6 +238,27 @@ def test_layers_that_differ() -> None:
     assert [layer.ffn.is_moe for layer in switch.encoder_layers] == [False, True] * 6
     assert all(layer.cross_attention for layer in switch.layers)
     assert load_model("mixtral-8x7b").layers[0].attention.window is None
+
+
+def test_layer_types_that_gpt_oss_leaves_out_are_those_of_transformers() -> None:
+    spec, model = small("gpt-oss-20b", layer_types=None, num_hidden_layers=5)
+    slides = [kind == "sliding_attention" for kind in model.config.layer_types]
+    assert [layer.attention.window is not None for layer in spec.layers] == slides
+
+
+def test_dtypes() -> None:
+    dtypes = {name: (load_model(name).dtype, load_model(name).expert_dtype) for name in shipped_models()}
+    assert dtypes["mixtral-8x7b"] == ("bf16", None)
+    assert dtypes["deepseek-v3"] == ("bf16", "fp8")
+    assert dtypes["gpt-oss-20b"] == ("bf16", "mxfp4")
+    assert dtypes["opt-30b"] == ("fp16", None)
+    assert dtypes["switch-base-128"] == ("fp32", None)
+
+
+def test_counts_handed_out_are_copies() -> None:
+    spec = load_model("mixtral-8x7b")
+    spec.parameters["experts"] = 0
+    assert spec.num_parameters == 46_702_792_704
 
 
 def test_widths_of_an_mla() -> None:

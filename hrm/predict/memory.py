@@ -43,8 +43,8 @@ def _gpu_home(rates: Rates, placement: Placement, nodes: Nodes) -> Parts:
 
 def _decode_activations(rates: Rates, placement: Placement, nodes: Nodes) -> Form:
     sizes, devices = rates.sizes, rates.machine.tensor_parallel_size
-    per_micro_batch = nodes.mu_lo * (sizes.projection_workspace_bytes() + sizes.logit_bytes())
-    experts = sizes.expert_workspace_bytes()
+    per_micro_batch = nodes.mu_lo * (sizes.projection_workspace_bytes + sizes.logit_bytes)
+    experts = sizes.expert_workspace_bytes
     hidden = RESIDUAL_COPIES * sizes.hidden_bytes * devices
     if placement.ffn == "batch":
         return form(len(nodes), ONE=per_micro_batch, N=hidden + experts)
@@ -56,8 +56,8 @@ def _prefill_activations(rates: Rates, nodes: Nodes) -> Form:
     sizes, devices = rates.sizes, rates.machine.tensor_parallel_size
     chunk = rates.prefill_chunk_tokens
     hidden = (RESIDUAL_COPIES + DOUBLE_BUFFER) * sizes.hidden_bytes * devices
-    work = chunk * (hidden + sizes.projection_workspace_bytes() + sizes.expert_workspace_bytes())
-    logits = chunk / rates.workload.prompt_len * sizes.logit_bytes()
+    work = chunk * (hidden + sizes.projection_workspace_bytes + sizes.expert_workspace_bytes)
+    logits = chunk / rates.workload.prompt_len * sizes.logit_bytes
     return form(len(nodes), ONE=work + logits)
 
 

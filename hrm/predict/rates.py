@@ -37,12 +37,24 @@ class Rates:
             total = total + self.machine.seconds("gpu", op, tokens)
         return total
 
-    def decode_attention_seconds(self, level: str, context_len: float) -> float:
-        """Attention time of one sequence's decode step on `level`, scores and PV in one fused read of the KV."""
-        parts = decode_attention(self.model, self.machine.precision, 1.0, context_len)
+    @cached_property
+    def decode_attention_seconds(self) -> dict[str, float]:
+        """By level: attention time of one sequence's decode step, scores and PV in one fused read of the KV.
+
+        At the mean context of the generation.
+        """
+        return {level: self._decode_attention_seconds(level) for level in ("gpu", "cpu")}
+
+    def _decode_attention_seconds(self, level: str) -> float:
+        parts = decode_attention(self.model, self.machine.precision, 1.0, self.workload.mean_context_len)
         flops, moved = sum(float(op.flops) for op in parts), sum(float(op.bytes) for op in parts)
         compute = self.machine.compute_seconds(level, "attention", flops, 1.0)
         return float(np.maximum(compute, self.machine.memory_seconds(level, "attention", moved)))
+
+    @cached_property
+    def decode_attention_bytes(self) -> float:
+        """Memory traffic of one sequence's decode attention at the mean context."""
+        return self.sizes.decode_attention_bytes(self.workload.mean_context_len)
 
     @cached_property
     def prefill_attention_seconds(self) -> float:

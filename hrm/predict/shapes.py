@@ -7,16 +7,12 @@ from hrm.spec.workload import Workload
 
 @dataclass(frozen=True)
 class PassShape:
-    """`count` passes in which `decode_share` of the batch decodes one token and `prefill_share` prefills a prompt.
-
-    `decode_context_len` is the mean context of the decoding sequences.
-    """
+    """`count` passes in which `decode_share` of the batch decodes one token and `prefill_share` prefills a prompt."""
 
     name: str
     count: float
     decode_share: float
     prefill_share: float
-    decode_context_len: float
 
 
 def generation_passes(workload: Workload, mixed_prefill: bool) -> tuple[PassShape, ...]:
@@ -26,11 +22,11 @@ def generation_passes(workload: Workload, mixed_prefill: bool) -> tuple[PassShap
     resource may change as the context grows). Mixed: gen_len equal passes in the steady state, where 1 / gen_len of
     the batch is being replaced in each (leaves out the first and the last gen_len passes of a run).
     """
-    context, steps = workload.mean_context_len, workload.gen_len
+    steps = workload.gen_len
     if mixed_prefill:
-        return (PassShape("mixed", steps, (steps - 1) / steps, 1 / steps, context),)
-    prefill = PassShape("prefill", 1, 0.0, 1.0, context)
-    return (prefill,) if steps == 1 else (prefill, PassShape("decode", steps - 1, 1.0, 0.0, context))
+        return (PassShape("mixed", steps, (steps - 1) / steps, 1 / steps),)
+    prefill = PassShape("prefill", 1, 0.0, 1.0)
+    return (prefill,) if steps == 1 else (prefill, PassShape("decode", steps - 1, 1.0, 0.0))
 
 
 def cached_tokens(workload: Workload, mixed_prefill: bool) -> float:

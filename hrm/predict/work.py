@@ -8,6 +8,7 @@ from hrm.predict.forms import Form, form
 from hrm.predict.node import Nodes
 from hrm.predict.rates import Rates
 from hrm.predict.shapes import PassShape
+from hrm.roofline.operator import Quantity
 from hrm.schedule.placement import Placement
 
 HOST_ATTENTION = ("cpu", "hybrid", "split")
@@ -70,7 +71,7 @@ def _gpu_dense(rates: Rates, shape: PassShape, nodes: Nodes) -> Form:
     if shape.decode_share:
         tokens = shape.decode_share * nodes.mu_hi
         per_n += rates.dense_seconds(tokens, tokens) / nodes.mu_hi
-        attention = shape.decode_share * rates.decode_attention_seconds("gpu", shape.decode_context_len)
+        attention = shape.decode_share * rates.decode_attention_seconds["gpu"]
     return form(len(nodes), N=per_n, N_ATTENTION=attention)
 
 
@@ -94,7 +95,7 @@ def _gpu_experts(rates: Rates, placement: Placement, shape: PassShape, nodes: No
 def _cpu_attention(rates: Rates, shape: PassShape, nodes: Nodes) -> Form:
     if not shape.decode_share:
         return form(len(nodes))
-    seconds = shape.decode_share * rates.decode_attention_seconds("cpu", shape.decode_context_len)
+    seconds = shape.decode_share * rates.decode_attention_seconds["cpu"]
     return form(len(nodes), N=seconds, N_ATTENTION=-seconds)
 
 
@@ -112,7 +113,7 @@ def _cpu_experts(rates: Rates, placement: Placement, shape: PassShape, nodes: No
 
 
 def _cpu_bytes(rates: Rates, placement: Placement, shape: PassShape, nodes: Nodes) -> Form:
-    attention = shape.decode_share * rates.sizes.decode_attention_bytes(shape.decode_context_len)
+    attention = shape.decode_share * rates.decode_attention_bytes
     result = form(len(nodes), N=attention, N_ATTENTION=-attention)
     if placement.experts_on_cpu and shape.decode_share:
         touched = rates.sizes.touched_share(tokens_per_sequence(rates, shape) * nodes.n_lo)
@@ -123,7 +124,7 @@ def _cpu_bytes(rates: Rates, placement: Placement, shape: PassShape, nodes: Node
 
 def _streamed_experts(rates: Rates, placement: Placement, shape: PassShape, nodes: Nodes) -> tuple[Form, Form]:
     """Bytes and number of expert pages copied to the GPU in a pass: computed there but not resident."""
-    touched = np.ones(len(nodes))
+    touched: Quantity = np.ones(len(nodes))
     if placement.overlap == "on_demand" and shape.decode_share:
         touched = rates.sizes.touched_share(tokens_per_sequence(rates, shape) * nodes.mu_lo)
     computed = "EXPERTS" if shape.decode_share else "ONE"
@@ -134,7 +135,7 @@ def _streamed_experts(rates: Rates, placement: Placement, shape: PassShape, node
 def _htod(rates: Rates, placement: Placement, shape: PassShape, nodes: Nodes) -> tuple[Form, Form]:
     sizes, share = rates.sizes, shape.decode_share
     expert_bytes, pages = _streamed_experts(rates, placement, shape, nodes)
-    kv = share * sizes.kv_bytes_per_sequence(shape.decode_context_len)
+    kv = share * sizes.kv_bytes_per_sequence(rates.workload.mean_context_len)
     attended = share * sizes.attention_output_bytes
     tokens = tokens_per_sequence(rates, shape)
     hidden = shape.prefill_share * rates.workload.prompt_len * rates.model.num_layers * sizes.hidden_bytes

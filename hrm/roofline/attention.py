@@ -1,6 +1,5 @@
 """Flops and bytes of attention itself: scores (Q K^T) and PV, over the KV cache."""
 
-from hrm.roofline.linear import layer_groups
 from hrm.roofline.operator import Operator, Quantity, merge, scale
 from hrm.spec.model import AttentionSpec, ModelSpec
 from hrm.spec.precision import Precision
@@ -15,7 +14,7 @@ def decode_attention(
     2.1.2): every head's query is as wide as the cached latent; otherwise K and V are expanded first.
     """
     parts = []
-    for layer, count in layer_groups(model):
+    for layer, count in model.layer_groups:
         attended = attended_tokens(layer.attention, context_len)
         ops = _scores_and_pv(
             layer.attention, precision, sequences * attended, sequences, sequences * attended, absorbed
@@ -38,7 +37,7 @@ def prefill_attention(
     not skip masked blocks computes). Bytes are those of a fused kernel: Q, K, V in and the result out, once.
     """
     parts = []
-    for layer, count in layer_groups(model):
+    for layer, count in model.layer_groups:
         pairs = _prefill_pairs(layer.attention, prompt_len, prompt_len_sq, causal)
         tokens = sequences * prompt_len
         ops = _scores_and_pv(layer.attention, precision, sequences * pairs, tokens, tokens, absorbed=False)

@@ -1,16 +1,10 @@
 """Flops and bytes of the operators that multiply by weights: projections, router, experts, LM head."""
 
-from collections import Counter
-
 import numpy as np
 
 from hrm.roofline.operator import Operator, Quantity, merge, scale
 from hrm.spec.model import FfnSpec, LayerSpec, Linear, ModelSpec
 from hrm.spec.precision import Precision
-
-def layer_groups(model: ModelSpec) -> tuple[tuple[LayerSpec, int], ...]:
-    """Distinct layers of the model with how often each occurs."""
-    return tuple(Counter(model.layers).items())
 
 
 def layer_linears(layer: LayerSpec, hidden_size: int) -> list[tuple[str, Linear]]:
@@ -54,7 +48,7 @@ def dense_operators(
     """
     parts: list[Operator] = []
     paged_ffn = model.num_moe_layers == 0
-    for layer, count in layer_groups(model):
+    for layer, count in model.layer_groups:
         for name, projection in layer_linears(layer, model.hidden_size):
             if paged_ffn and name == "dense_ffn":
                 continue
@@ -82,8 +76,8 @@ def expert_layers(model: ModelSpec) -> tuple[tuple[FfnSpec, int], ...]:
 
     A dense model has no experts; its FFN takes their place, as one expert that every token uses.
     """
-    groups = [(layer.ffn, count) for layer, count in layer_groups(model) if layer.ffn.is_moe]
-    return tuple(groups) or tuple((layer.ffn, count) for layer, count in layer_groups(model))
+    groups = [(layer.ffn, count) for layer, count in model.layer_groups if layer.ffn.is_moe]
+    return tuple(groups) or tuple((layer.ffn, count) for layer, count in model.layer_groups)
 
 
 def expert_operator(model: ModelSpec, precision: Precision, tokens: Quantity) -> Operator:

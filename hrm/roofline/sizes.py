@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from hrm.roofline.attention import attended_tokens, decode_attention, head_widths
-from hrm.roofline.linear import expected_distinct_experts, expert_layers, layer_groups
+from hrm.roofline.linear import expected_distinct_experts, expert_layers
 from hrm.roofline.operator import Quantity
 from hrm.spec.model import ModelSpec
 from hrm.spec.precision import Precision
@@ -70,7 +70,7 @@ class Sizes:
         """Bytes of KV cache a sequence of `tokens` holds; sliding-window layers keep their window only."""
         elements = sum(
             attended_tokens(layer.attention, tokens) * layer.attention.kv_width * count
-            for layer, count in layer_groups(self.model)
+            for layer, count in self.model.layer_groups
         )
         return elements * self.precision.kv_bytes
 
@@ -86,7 +86,7 @@ class Sizes:
         precision = self.precision
         queries = sum(
             layer.attention.num_attention_heads * head_widths(layer.attention, absorbed=True)[0] * count
-            for layer, count in layer_groups(self.model)
+            for layer, count in self.model.layer_groups
         )
         return queries * precision.activation_bytes + self.kv_bytes_per_token
 
@@ -95,7 +95,7 @@ class Sizes:
         """Attention result of one token over all layers: what comes back."""
         values = sum(
             layer.attention.num_attention_heads * head_widths(layer.attention, absorbed=True)[1] * count
-            for layer, count in layer_groups(self.model)
+            for layer, count in self.model.layer_groups
         )
         return values * self.precision.activation_bytes
 
@@ -112,6 +112,7 @@ class Sizes:
             total = total + count * expected_distinct_experts(experts, top_k, tokens)
         return total / self.num_experts_total
 
+    @cached_property
     def projection_workspace_bytes(self) -> float:
         """Peak activation bytes per token between norm and output projection, in the widest layer."""
         widths = []
@@ -121,6 +122,7 @@ class Sizes:
             widths.append(heads * (query + value) + layer.attention.kv_width + 2 * self.model.hidden_size)
         return max(widths) * self.precision.activation_bytes
 
+    @cached_property
     def expert_workspace_bytes(self) -> float:
         """Peak activation bytes per token in a grouped expert FFN: gathered input, up and gate, product, output."""
         widths = []
@@ -131,6 +133,7 @@ class Sizes:
             widths.append(routed + (ups + 1) * ffn.shared_intermediate_size)
         return max(widths) * self.precision.activation_bytes
 
+    @cached_property
     def logit_bytes(self) -> float:
         """Bytes of one token's logits, kept in fp32 for sampling."""
         return self.model.vocab_size * 4.0

@@ -20,10 +20,7 @@ _CGOPIPE = tuple(
     for attention, experts_on_cpu in product(_CORNERS, (False, True))
 )
 # FlexGen (arXiv 2303.06865), S4 of the MoE-Lightning paper: KV streamed, attention on the GPU.
-_FLEXGEN = tuple(
-    Placement("flexgen", attention, False, "micro_batch", False, "full", 2)
-    for attention in _KV_SHARES
-)
+_FLEXGEN = tuple(Placement("flexgen", attention, False, "micro_batch", False, "full", 2) for attention in _KV_SHARES)
 # S3: CPU attention that the GPU waits for.
 _FLEXGEN_CPU = (Placement("flexgen_cpu_attention", "cpu", False, "micro_batch", False, "cpu_serial", 2),)
 # S2: FastDecode (arXiv 2403.11421) with weight streaming; its larger bubbles are the simulator's to show.
@@ -34,8 +31,7 @@ _LAYER_STREAMING = (
 )
 # MoE-Gen (arXiv 2503.09716): attention in micro-batches, experts over the batch, an expert ring across layers.
 _MODULE_BATCHED = tuple(
-    Placement("module_batched", attention, False, "batch", False, "phases", None)
-    for attention in _SHARES
+    Placement("module_batched", attention, False, "batch", False, "phases", None) for attention in _SHARES
 )
 # Experts fetched after routing, with what fits kept resident (uniform routing: hit rate = r_w); Fiddler computes misses
 # on the CPU.

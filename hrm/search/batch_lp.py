@@ -36,22 +36,24 @@ def solve_nodes(
     """
     if not batches:
         return []
-    scaled = []
-    for i, batch in enumerate(batches):
-        cost = (batch.cost if costs is None else costs[i]).copy()
-        cost /= np.maximum(cost.max(axis=1, keepdims=True), 1e-300)
-        cost[:, EXCESS] = EXCESS_PENALTY
-        scaled.append(cost)
+    objectives = [batch.cost for batch in batches] if costs is None else list(costs)
+    scaled = [_with_penalty(cost) for cost in objectives]
     x = _solve_blocks([b.rows for b in batches], scaled, [b.lower for b in batches], [b.upper for b in batches])
     results, start = [], 0
-    for batch, cost in zip(batches, batches if costs is None else costs, strict=True):
-        own = x[start : start + len(batch.nodes)]
-        start += len(batch.nodes)
-        objective = batch.cost if isinstance(cost, NodePrograms) else cost
+    for objective in objectives:
+        own = x[start : start + len(objective)]
+        start += len(objective)
         value = np.einsum("kc,kc->k", objective, own)
         value[own[:, EXCESS].max(axis=1) > EXCESS_TOLERANCE] = np.inf
         results.append(NodeSolutions(value, own))
     return results
+
+
+def _with_penalty(cost: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The objective scaled to at most 1 per program, with the price of exceeding a capacity."""
+    scaled: NDArray[np.float64] = cost / np.maximum(cost.max(axis=1, keepdims=True), 1e-300)
+    scaled[:, EXCESS] = EXCESS_PENALTY
+    return scaled
 
 
 def _solve_blocks(
@@ -81,7 +83,7 @@ def _solve_blocks(
 
 
 def _run(model: highspy.HighsLp, nodes: int) -> NDArray[np.float64]:
-    solver = highspy.Highs()
+    solver = highspy.Highs()  # type: ignore[no-untyped-call]
     solver.setOptionValue("output_flag", False)
     solver.setOptionValue("threads", 1)
     solver.setOptionValue("primal_feasibility_tolerance", FEASIBILITY_TOLERANCE)

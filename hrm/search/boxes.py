@@ -31,7 +31,8 @@ class Boxes:
     @property
     def is_cell(self) -> NDArray[np.bool_]:
         """Whether a box holds a single (mu, k)."""
-        return (self.mu_lo == self.mu_hi) & (self.k_lo == self.k_hi)
+        single: NDArray[np.bool_] = (self.mu_lo == self.mu_hi) & (self.k_lo == self.k_hi)
+        return single
 
     def nodes(self) -> Nodes:
         """The ranges of batch sizes that the boxes span."""

@@ -43,7 +43,8 @@ class SearchState:
         ranked = sorted(value for value, _ in self.best.values())
         overall = ranked[self.keep - 1] if len(ranked) >= self.keep else np.inf
         own = np.array([self.best.get(int(p), (np.inf,))[0] for p in placement])
-        return np.minimum(own, overall) * (1 - TIE_TOLERANCE)
+        limit: NDArray[np.float64] = np.minimum(own, overall) * (1 - TIE_TOLERANCE)
+        return limit
 
 
 def solve_boxes(rates: Rates, placements: tuple[Placement, ...], boxes: Boxes) -> NodeSolutions:
@@ -53,9 +54,7 @@ def solve_boxes(rates: Rates, placements: tuple[Placement, ...], boxes: Boxes) -
     programs = [node_programs(rates, placements[boxes.placement[g[0]]], nodes.take(g)) for g in groups]
     solved = solve_nodes(programs)
     order = np.argsort(np.concatenate(groups)) if groups else np.array([], dtype=int)
-    return NodeSolutions(
-        np.concatenate([s.value for s in solved])[order], np.concatenate([s.x for s in solved])[order]
-    )
+    return NodeSolutions(np.concatenate([s.value for s in solved])[order], np.concatenate([s.x for s in solved])[order])
 
 
 def largest_batches(rates: Rates, placements: tuple[Placement, ...]) -> NDArray[np.int64]:

@@ -59,10 +59,10 @@ def _add_cell(
                 problem += variables[column] >= float(lower) * binary, f"{name}_lower_{cell}"
     for r, row_name in enumerate(batch.row_names):
         row = batch.rows[k, r]
-        terms = [(variables[c], float(row[c])) for c in np.flatnonzero(row) if c not in EXCESS]
+        terms = [(variables[c], float(row[c])) for c in np.flatnonzero(row).tolist() if c not in EXCESS]
         problem += pulp.LpAffineExpression(_merged(terms)) <= 0, f"{row_name}_{r}_{cell}"
     cost = batch.cost[k]
-    return [float(cost[c] / scale) * variables[c] for c in np.flatnonzero(cost) if c in variables]
+    return [float(cost[c] / scale) * variables[c] for c in np.flatnonzero(cost).tolist() if c in variables]
 
 
 def _merged(terms: list[tuple[pulp.LpVariable, float]]) -> dict[pulp.LpVariable, float]:
@@ -85,6 +85,5 @@ def solve_milp(batches: Sequence[NodePrograms]) -> MilpResult:
         raise SolverError(f"CBC ended the policy search as {status!r}, not as proven optimal")
     b, k, _ = max(chosen, key=lambda entry: float(entry[2].value() or 0.0))
     scale = max(float(batch.cost.max()) for batch in batches)
-    return MilpResult(
-        b, k, float(pulp.value(problem.objective)) * scale, len(chosen), problem.numVariables(), problem.numConstraints()
-    )
+    value = float(pulp.value(problem.objective)) * scale
+    return MilpResult(b, k, value, len(chosen), problem.numVariables(), problem.numConstraints())

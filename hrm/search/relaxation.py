@@ -55,14 +55,15 @@ _TERM_COLUMN = {
     Term.DISK: Col.DISK,
     Term.POOL: Col.POOL,
 }
-_PER_SEQUENCE = (Term.N, Term.N_ATTENTION, Term.N_KV, Term.N_EXPERTS)
+_COLUMNS = [int(_TERM_COLUMN[term]) for term in Term]
+_PER_SEQUENCE = np.isin(list(Term), (Term.N, Term.N_ATTENTION, Term.N_KV, Term.N_EXPERTS))
 
 
 @dataclass(frozen=True)
 class NodePrograms:
     """min cost @ x subject to rows @ x <= 0 and lower <= x <= upper, one program per node.
 
-    Shapes: rows [nodes, num_rows, NUM_COLS], cost, lower, upper [nodes, NUM_COLS]. Minimum: seconds per generated token.
+    Shapes: rows [nodes, num_rows, NUM_COLS], cost, lower, upper [nodes, NUM_COLS]. Minimum: seconds per token.
     `time_scale` [nodes, MAX_PASSES] and `pool_scale` turn the PASS and POOL variables back into seconds and bytes.
     """
 
@@ -102,17 +103,16 @@ class _Rows:
     """Collects homogeneous rows over the node variables."""
 
     def __init__(self, nodes: Nodes, pool_scale: float) -> None:
-        self.nodes, self.pool_scale = nodes, pool_scale
+        self.nodes = nodes
+        self.factors = np.where(_PER_SEQUENCE, nodes.n_hi[:, None], 1.0)  # [nodes, NUM_TERMS]
+        self.factors[:, Term.POOL] = pool_scale
         self.names: list[str] = []
         self.rows: list[NDArray[np.float64]] = []
 
     def add(self, name: str, form: Form, scale: NDArray[np.float64] | float, extra: dict[int, float]) -> None:
         """form / scale + extra <= 0."""
         row = np.zeros((len(self.nodes), NUM_COLS))
-        for term, column in _TERM_COLUMN.items():
-            factor = self.nodes.n_hi if term in _PER_SEQUENCE else 1.0
-            row[:, column] += form[:, term] * factor / scale
-        row[:, Col.POOL] *= self.pool_scale
+        row[:, _COLUMNS] = form * self.factors / np.reshape(scale, (-1, 1))
         for column, value in extra.items():
             row[:, column] += value
         self.names.append(name)
@@ -138,9 +138,7 @@ def _time_scale(forms: list[Form], nodes: Nodes) -> NDArray[np.float64]:
 def _add_memory(builder: _Rows, rates: Rates, placement: Placement, nodes: Nodes) -> None:
     machine = rates.machine
     for phase, parts in gpu_parts(rates, placement, nodes).items():
-        builder.add(
-            f"gpu_memory_{phase}", _total(parts), machine.gpu_memory_bytes, {Col.T: -1.0, Col.GPU_EXCESS: -1.0}
-        )
+        builder.add(f"gpu_memory_{phase}", _total(parts), machine.gpu_memory_bytes, {Col.T: -1.0, Col.GPU_EXCESS: -1.0})
     cpu = _total(cpu_parts(rates, placement, nodes))
     builder.add("cpu_memory", cpu, machine.cpu_memory_bytes, {Col.T: -1.0, Col.CPU_EXCESS: -1.0})
     if machine.disk_bytes:

@@ -8,7 +8,7 @@ import numpy as np
 
 from hrm.errors import InfeasibleError, SolverError
 from hrm.predict.machine import Machine
-from hrm.predict.node import single_nodes
+from hrm.predict.node import Nodes, single_nodes
 from hrm.predict.prediction import Prediction, predict
 from hrm.predict.rates import Rates
 from hrm.schedule.placement import Placement
@@ -130,7 +130,7 @@ def _confirm_by_milp(state: SearchState, keys: list[CellKey]) -> None:
         raise SolverError(f"the MILP chose {state.values[key]!r} s/token where branch and bound found {best!r}")
 
 
-def _cell_nodes(keys: list[CellKey]):  # type: ignore[no-untyped-def]
+def _cell_nodes(keys: list[CellKey]) -> Nodes:
     mu, k = np.array([key[1] for key in keys], float), np.array([key[2] for key in keys], float)
     return single_nodes(mu, mu * k)
 

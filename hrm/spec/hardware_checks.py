@@ -100,12 +100,13 @@ def _peak(field: str, dtype: str, peak: PeakFlops) -> Iterator[tuple[str, str]]:
 
 
 def _links(profile: HardwareProfile) -> Iterator[tuple[str, str]]:
+    for name in profile.links:
+        if name not in LINK_NAMES:
+            raise unknown_name("link", name, LINK_NAMES, f"{profile.name}: links")
     needed = {"htod", "dtoh"} | ({"disk_read", "disk_write"} if profile.disk else set())
     for name in sorted(needed - set(profile.links)):
         yield f"links.{name}", "is missing; add it"
     for name, link in profile.links.items():
-        if name not in LINK_NAMES:
-            raise unknown_name("link", name, LINK_NAMES, f"{profile.name}: links")
         yield from _link(f"links.{name}", link)
 
 

@@ -15,10 +15,14 @@ def read_efficiency(reader: Reader, raw: object, levels: dict[str, Level], links
     fields = reader.mapping(raw, "efficiency", (), ("gpu", "cpu", "links"))
     stated = {}
     for name, level in levels.items():
-        table = reader.free_mapping(fields.get(name) or {}, f"efficiency.{name}")
+        table = _named(reader, fields, name)
         stated[name] = {op: _operator(reader, entry, name, op, level) for op, entry in table.items()}
-    shares = reader.free_mapping(fields.get("links") or {}, "efficiency.links")
+    shares = _named(reader, fields, "links")
     return Efficiency(**stated, links={name: _link_share(reader, share, name, links) for name, share in shares.items()})
+
+
+def _named(reader: Reader, fields: dict[str, Any], name: str) -> dict[str, Any]:
+    return {} if fields.get(name) is None else reader.free_mapping(fields[name], f"efficiency.{name}")
 
 
 def _link_share(reader: Reader, raw: object, name: str, links: dict[str, Link]) -> Number:
@@ -58,7 +62,7 @@ def _compute(
     """A compute efficiency in %, or a rate with the `dtype` whose peak it is a share of; and its fields."""
     fields = reader.number_fields(raw, field, "ratio", ("dtype",), required)
     peaks = level.processor.peak_flops if level.processor else {}
-    dtype = fields.get("dtype")
+    dtype = reader.optional_text(fields, "dtype", field)
     if dtype is None:
         if isinstance(fields["value"], str) and not fields["value"].rstrip().endswith("%"):
             raise ProfileError(f"{reader.where(field)}: an achieved rate needs dtype: (whose peak?), or write it in %")

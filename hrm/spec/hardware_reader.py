@@ -59,8 +59,8 @@ class Reader:
     def source(self, raw: object, field: str) -> Source:
         """One entry of the `sources` table."""
         fields = self.mapping(raw, field, ("title", "date"), ("url",))
-        date = str(fields["date"])
-        if isinstance(fields["date"], dict | list) or not _DATE.fullmatch(date):
+        date = "" if isinstance(fields["date"], dict | list) else str(fields["date"])
+        if not _DATE.fullmatch(date):
             raise ProfileError(f"{self.where(f'{field}.date')}: must be YYYY, YYYY-MM or YYYY-MM-DD, not {date[:40]!r}")
         title = self.text(fields["title"], f"{field}.title")
         return Source(title=title, date=date, url=self.optional_text(fields, "url", field))
@@ -109,14 +109,15 @@ class Reader:
     def provenance(self, fields: dict[str, Any], field: str) -> dict[str, Any]:
         """text, kind, source, date and note of a number."""
         kinds = get_args(Kind)
-        if fields["kind"] not in kinds:
-            raise unknown_name("kind", fields["kind"], kinds, self.where(f"{field}.kind"))
-        source = str(fields["source"])
+        kind = self.text(fields["kind"], f"{field}.kind")
+        if kind not in kinds:
+            raise unknown_name("kind", kind, kinds, self.where(f"{field}.kind"))
+        source = self.text(fields["source"], f"{field}.source")
         if source not in self.sources:
             raise unknown_name("source", source, self.sources, self.where(f"{field}.source"))
         return {
             "text": str(fields["value"]).strip(),
-            "kind": fields["kind"],
+            "kind": kind,
             "source": source,
             "date": self.sources[source].date,
             "note": self.optional_text(fields, "note", field),

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from hrm.errors import ProfileError
 from hrm.spec.hardware_efficiency import read_efficiency
 from hrm.spec.hardware_parts import Disk, Level, Link, Processor
 from hrm.spec.hardware_reader import Reader
@@ -32,6 +33,8 @@ def _level(reader: Reader, raw: object, field: str) -> Level:
     processor = reader.mapping(fields["processor"], f"{field}.processor", ("name", "peak_flops"), ("cores",))
     peaks_field = f"{field}.processor.peak_flops"
     peaks = reader.free_mapping(processor["peak_flops"], peaks_field)
+    if not peaks:
+        raise ProfileError(f"{reader.where(peaks_field)}: states no peak; add at least one dtype")
     cores = processor.get("cores")
     return Level(
         processor=Processor(

@@ -3,7 +3,7 @@
 from importlib import resources
 from pathlib import Path
 
-from hrm.errors import ProfileError
+from hrm.errors import ProfileError, UnknownNameError
 from hrm.spec.hardware_profile import HardwareProfile
 from hrm.spec.hardware_reader import Reader
 from hrm.spec.hardware_sections import read_parts
@@ -59,5 +59,5 @@ def parse_profile(text: str, file: str) -> HardwareProfile:
     parts = read_parts(reader, fields)
     try:
         return HardwareProfile(sources=sources, **parts)
-    except ProfileError as error:
-        raise ProfileError(f"{file}: {error}") from None
+    except (ProfileError, UnknownNameError) as error:
+        raise type(error)(f"{file}: {error}") from None

@@ -81,7 +81,12 @@ class ModelSpec:
         """Layers that a generated token passes."""
         return len(self.layers)
 
-    @property
+    @cached_property
+    def layer_groups(self) -> tuple[tuple[LayerSpec, int], ...]:
+        """Distinct layers with how often each occurs, so that sums over layers take a few terms."""
+        return tuple(Counter(self.layers).items())
+
+    @cached_property
     def num_moe_layers(self) -> int:
         """Those of `layers` that route tokens to experts."""
         return sum(layer.ffn.is_moe for layer in self.layers)

@@ -51,8 +51,8 @@ def choose_precision(
 
     Arithmetic is in the checkpoint's own dtype where the GPU has a peak for it, else in fp16 (a bf16 checkpoint on a
     T4 or V100 has to be cast; the byte count is the same). `weights` overrides the format of all weights, `kv_cache`
-    that of the KV cache; otherwise weights and KV are in the arithmetic's dtype, and experts in the format the
-    checkpoint stores natively (MXFP4 for gpt-oss, fp8 for DeepSeek-V3).
+    that of the KV cache; otherwise weights and KV are in the arithmetic's dtype, except what the checkpoint stores
+    natively in another format: experts in MXFP4 (gpt-oss), every linear in fp8 (DeepSeek-V3).
 
     Raises:
         ProfileError: the GPU states a peak for neither the checkpoint's dtype nor fp16.
@@ -63,7 +63,7 @@ def choose_precision(
         raise ProfileError(
             f"{profile.name}: gpu.peak_flops has neither {model.dtype} (the dtype of {model.name}) nor fp16; add one"
         )
-    stored = weights or (compute if bytes_per_element(model.dtype) >= 2 else model.dtype)
+    stored = weights or ("fp8" if model.expert_dtype == "fp8" else compute)
     experts = weights or model.expert_dtype or stored
     chosen = Precision(stored, experts, kv_cache or compute, compute)
     for dtype in (chosen.weights, chosen.expert_weights, chosen.kv_cache):

@@ -64,9 +64,7 @@ def make_workload(
     """
     generated = _whole(gen_len, f"{where}: gen_len")
     average = _positive(prompt_len_avg, f"{where}: prompt_len")
-    longest = (
-        math.ceil(average) if prompt_len_max is None else _whole(prompt_len_max, f"{where}: prompt_len_max")
-    )
+    longest = math.ceil(average) if prompt_len_max is None else _whole(prompt_len_max, f"{where}: prompt_len_max")
     if average > longest:
         raise WorkloadError(
             f"{where}: prompt_len {average:g} (average) is above prompt_len_max {longest}; swap or raise the maximum"
