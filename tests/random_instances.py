@@ -128,9 +128,9 @@ def profiles(draw: st.DrawFn, sizes: Sizes, sequence_bytes: float) -> HardwarePr
     weights = sizes.expert_bytes + sizes.dense_bytes + sizes.embedding_bytes
     layer = sizes.expert_bytes / sizes.num_expert_layers
     work = 256 * (sizes.projection_workspace_bytes + sizes.expert_workspace_bytes + 8 * sizes.hidden_bytes)
-    gpu = work * draw(st.floats(0.5, 1.5)) + layer * draw(st.floats(0, 4)) + sequence_bytes * draw(st.floats(0, 8))
+    gpu = work * draw(st.floats(0.9, 2.5)) + layer * draw(st.floats(0.5, 5)) + sequence_bytes * draw(st.floats(0, 12))
     gpu += draw(st.sampled_from([0.0, 0.0, 1.0])) * weights
-    cpu = weights * draw(st.floats(0.2, 1.4)) + sequence_bytes * draw(st.floats(0, 12))
+    cpu = weights * draw(st.floats(0.5, 1.5)) + sequence_bytes * draw(st.floats(0, 20))
     dram, gpu_flops = draw(log_uniform(5e8, 2e10)), draw(log_uniform(1e11, 5e12))
     htod = draw(log_uniform(1e8, 1e10))
     links = {"htod": link(htod, draw(log_uniform(1e-7, 1e-4))), "dtoh": link(htod, 1e-6)}

@@ -37,7 +37,7 @@ def pass_work(rates: Rates, placement: Placement, shape: PassShape, nodes: Nodes
     """Forms of the busy time of every resource in one pass.
 
     Includes weights, KV, Q/K/V, hidden-state and embedding traffic, transfer latencies, and the DRAM traffic that CPU
-    work and copies share. Leaves out kernel launches, norms and sampling, and pipeline fill and drain (the simulator's).
+    work and copies share. Leaves out kernel launches, norms and sampling, and pipeline fill and drain.
     """
     htod_bytes, htod_latency = _htod(rates, placement, shape, nodes)
     dtoh_bytes, dtoh_latency = _dtoh(rates, placement, shape, nodes)

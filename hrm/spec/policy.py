@@ -17,8 +17,9 @@ class Policy(BaseModel):
     number of them); experts run on `ffn_batch_size` tokens at a time. `attention_on_gpu` A_g is the share of decode
     attention done on the GPU (by sequences), `kv_on_gpu` r_c the share of the KV cache resident there;
     `experts_on_gpu` F_g the share of decode expert work done on the GPU, `weights_on_gpu` r_w the share of
-    routed-expert weights resident there, `weights_on_disk` the share that lies on disk. `dense_weights_on_gpu` is the resident share
-    of all other layer weights and the LM head. `page_pool_bytes` is GPU memory for streamed weights (all devices).
+    routed-expert weights resident there, `weights_on_disk` the share that lies on disk. `dense_weights_on_gpu` is the
+    resident share of all other layer weights and the LM head. `page_pool_bytes` is GPU memory for streamed weights (all
+    devices).
     With `mixed_prefill` every pass carries decode tokens and the prefill of the requests that replace finished ones
     (MoE-Lens); otherwise the whole batch is prefilled, then decoded (MoE-Lightning).
     """

@@ -1,0 +1,46 @@
+# make demo   policy search with its roofline plot (sets up what it needs)
+# make test   lint, types, tests and notebooks (sets up what it needs)
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint types unit notebooks clean
+
+demo: $(VENV)/.core
+	mkdir -p out
+	$(BIN)/hrm search --profile t4.yaml --output out/policy.yaml
+	$(BIN)/hrm roofline --profile t4.yaml --policy out/policy.yaml --output out/roofline.png
+	$(BIN)/hrm roofline --profile l4.yaml --output out/roofline_l4.png
+	@echo "Figures: out/roofline.png, out/roofline_l4.png; policy: out/policy.yaml"
+
+test: lint types unit notebooks
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/nbstripout --verify notebooks/*.ipynb
+
+types: $(VENV)/.test
+	$(BIN)/mypy
+
+unit: $(VENV)/.test
+	$(BIN)/pytest -n 2 --dist loadfile
+
+notebooks: $(VENV)/.test
+	$(BIN)/pytest --nbmake notebooks
+
+$(VENV)/bin/pip:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.core: $(VENV)/bin/pip pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+# torch by its exact pin first: an open range would let pip take a build with gigabytes of GPU libraries
+$(VENV)/.test: $(VENV)/.core
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==$$(sed -n 's/^torch==//p' constraints.txt)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) out build *.egg-info

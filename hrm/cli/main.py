@@ -1,0 +1,39 @@
+"""The `hrm` command: one subcommand per file, errors as one line on stderr, no traceback for bad input."""
+
+import sys
+
+import typer
+
+from hrm.cli import models, profiles, roofline, search, sweep
+from hrm.errors import HrmError, InfeasibleError
+
+EXIT_BAD_INPUT = 1
+EXIT_INFEASIBLE = 3  # 2 is the parser's own, for wrong options
+
+app = typer.Typer(
+    name="hrm",
+    help="Hierarchical roofline model and exact policy search for Mixture-of-Experts models on small GPUs.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("search")(search.search)
+app.command("roofline")(roofline.roofline)
+app.command("sweep")(sweep.sweep)
+app.add_typer(profiles.app, name="profiles")
+app.add_typer(models.app, name="models")
+
+
+def run() -> None:
+    """Entry point. Exit codes: 0 done, 1 bad input, 2 wrong options, 3 nothing fits in memory."""
+    try:
+        app()
+    except HrmError as error:
+        print(f"hrm: {error}", file=sys.stderr)
+        sys.exit(EXIT_INFEASIBLE if isinstance(error, InfeasibleError) else EXIT_BAD_INPUT)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(EXIT_BAD_INPUT)
+    except KeyboardInterrupt:
+        print("hrm: interrupted", file=sys.stderr)
+        sys.exit(130)

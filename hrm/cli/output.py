@@ -1,0 +1,41 @@
+"""Prints results: JSON to stdout, tables through rich, progress to stderr."""
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+
+def print_json(data: Any) -> None:
+    """JSON with two-space indent; a number that JSON cannot hold (inf, nan) becomes null."""
+    print(json.dumps(_finite(data), indent=2, allow_nan=False))
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    if isinstance(data, float) and not math.isfinite(data):
+        return None
+    return data
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], numeric_from: int = 1) -> None:
+    """A table; columns from `numeric_from` on are right-aligned."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", pad_edge=False)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i >= numeric_from else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def print_text(text: str) -> None:
+    """A line or paragraph, wrapped to the terminal."""
+    from rich.console import Console
+
+    Console().print(text, highlight=False, markup=False)
