@@ -23,15 +23,18 @@ def _finite(data: Any) -> Any:
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], numeric_from: int = 1) -> None:
     """A table; columns from `numeric_from` on are right-aligned."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", pad_edge=False)
+    table = Table(header_style="bold", box=SIMPLE_HEAD, pad_edge=False, show_header=any(columns))
     for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i >= numeric_from else "left", overflow="fold")
+        table.add_column(column, justify="right" if i >= numeric_from else "left", overflow="fold", no_wrap=i == 0)
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    console = Console()
+    console.print(title, style="bold", highlight=False, markup=False)
+    console.print(table)
 
 
 def print_text(text: str) -> None:

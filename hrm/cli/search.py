@@ -58,12 +58,8 @@ def search(
 
 
 def _verify(result: SearchResult) -> Verification:
-    """Enumerates with a progress bar on stderr."""
-    from rich.console import Console
-    from rich.progress import Progress
-
+    from hrm.cli.progress import progress_bar
     from hrm.search.search import verify
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("enumerating every policy cell", total=None)
-        return verify(result, lambda done, total: bar.update(task, completed=done, total=total))
+    with progress_bar("enumerating every policy cell") as update:
+        return verify(result, update)

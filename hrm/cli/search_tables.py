@@ -21,8 +21,8 @@ _RESOURCES = {
 def print_search(result: SearchResult, rows: tuple[Sensitivity, ...], verification: Verification | None) -> None:
     """Everything about a search, for people."""
     _print_policy(result)
-    print_text(describe_policy(result.policy).capitalize())
-    print_text(describe_binding(result.best).capitalize() + "\n")
+    print_text(_sentence(describe_policy(result.policy)))
+    print_text(_sentence(describe_binding(result.best)) + "\n")
     _print_resources(result, rows)
     print_text(describe_upgrade(rows) + "\n")
     _print_memory(result.best)
@@ -43,7 +43,7 @@ def _print_policy(result: SearchResult) -> None:
     policy, prediction, rates = result.policy, result.prediction, result.rates
     work = rates.workload
     title = (
-        f"Best policy: {rates.model.name} in {rates.machine.precision.expert_weights} on {rates.machine.profile.title}\n"
+        f"{rates.model.name} in {rates.machine.precision.expert_weights} on {rates.machine.profile.title}\n"
         f"prompts {work.prompt_len_avg:g} tokens (max {work.prompt_len_max}), {work.gen_len} generated"
         + (", padded" if work.padded else "")
     )
@@ -65,6 +65,10 @@ def _print_policy(result: SearchResult) -> None:
         ("bottleneck", prediction.bottleneck),
     ]  # fmt: skip
     print_table(title, ("", ""), rows)
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def _print_resources(result: SearchResult, rows: tuple[Sensitivity, ...]) -> None:
@@ -106,5 +110,5 @@ def _print_runner_ups(result: SearchResult) -> None:
         )
         for c in result.candidates
     ]
-    print_table("Best policy of each of the best placements", ("schedule", "what runs where", "N", "mu", "tokens/s", ""),
-                rows, numeric_from=2)  # fmt: skip
+    columns = ("schedule", "what runs where", "N", "mu", "tokens/s", "")
+    print_table("Best policies that differ in kind", columns, rows, numeric_from=2)

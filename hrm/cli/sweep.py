@@ -39,6 +39,8 @@ def sweep(
     dense_weights_on_gpu, weights_on_disk.
     """
     from hrm.cli.output import print_json
+    from hrm.cli.progress import progress_bar
+    from hrm.search.sweep import sweep as run_sweep
     from hrm.search.vary import parse_axis
 
     if output is not None and output.suffix not in (".csv", ".parquet"):
@@ -47,26 +49,14 @@ def sweep(
     rates = opt.read_rates(
         profile, model, opt.read_workload(workload, prompt_len, prompt_len_max, gen_len, padded), dtype, kv_dtype
     )
-    table = _run(rates, axes, schedule)
+    with progress_bar("searching") as update:
+        table = run_sweep(rates, axes, schedule, update)
     if output is not None:
         _write(table, output)
     if json:
         print_json(table.to_dict(orient="records"))
     elif output is None:
         print(table.drop(columns="reason", errors="ignore").to_string(index=False))
-
-
-def _run(rates: object, axes: list[object], schedule: str) -> pd.DataFrame:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from hrm.search.sweep import sweep as run_sweep
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("searching", total=None)
-        return run_sweep(
-            rates, axes, schedule, lambda done, total: bar.update(task, completed=done, total=total)  # type: ignore[arg-type]
-        )  # fmt: skip
 
 
 def _write(table: pd.DataFrame, output: Path) -> None:

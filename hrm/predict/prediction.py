@@ -7,8 +7,8 @@ import numpy as np
 from hrm.errors import PolicyError
 from hrm.predict.combine import pass_rows
 from hrm.predict.forms import NUM_TERMS, Form, Term, evaluate
-from hrm.predict.memory import cpu_parts, disk_parts, gpu_parts
-from hrm.predict.node import single_nodes
+from hrm.predict.memory import cpu_parts, disk_parts, gpu_parts, pool_need
+from hrm.predict.node import Nodes, single_nodes
 from hrm.predict.rates import Rates
 from hrm.predict.shapes import PassShape, generation_passes
 from hrm.predict.work import PassWork, pass_work
@@ -111,8 +111,13 @@ def predict(rates: Rates, policy: Policy) -> Prediction:
             f"policy: tensor_parallel_size {policy.tensor_parallel_size} but {rates.machine.profile.name} has "
             f"{rates.machine.tensor_parallel_size} GPU(s)"
         )
-    placement, terms = placement_of(policy), policy_terms(policy)
-    nodes = single_nodes(np.array([float(policy.micro_batch_size)]), np.array([float(policy.batch_size)]))
+    placement, terms, nodes = placement_of(policy), policy_terms(policy), _policy_nodes(policy)
+    needed = page_pool_needed(rates, policy)
+    if policy.page_pool_bytes < needed * (1 - CAPACITY_TOLERANCE):
+        raise PolicyError(
+            f"policy: page_pool_bytes {policy.page_pool_bytes:,.0f} is below the {needed:,.0f} bytes that schedule "
+            f"{policy.schedule} needs to stream {1 - policy.weights_on_gpu:.1%} of the expert weights"
+        )
     gpu = {phase: _sizes(parts, terms) for phase, parts in gpu_parts(rates, placement, nodes).items()}
     peak = max(gpu.values(), key=lambda parts: sum(parts.values()))
     machine = rates.machine
@@ -129,6 +134,16 @@ def predict(rates: Rates, policy: Policy) -> Prediction:
     )
     _check_fits(prediction)
     return prediction
+
+
+def page_pool_needed(rates: Rates, policy: Policy) -> float:
+    """Bytes of page pool that the policy's schedule needs at the least."""
+    need = pool_need(rates, placement_of(policy), _policy_nodes(policy))
+    return float(evaluate(need, policy_terms(policy))[0])
+
+
+def _policy_nodes(policy: Policy) -> Nodes:
+    return single_nodes(np.array([float(policy.micro_batch_size)]), np.array([float(policy.batch_size)]))
 
 
 def policy_terms(policy: Policy) -> Form:
@@ -149,8 +164,7 @@ def _sizes(parts: dict[str, Form], terms: Form) -> dict[str, float]:
 
 
 def _predict_pass(rates: Rates, placement: Placement, shape: PassShape, policy: Policy) -> PassPrediction:
-    nodes = single_nodes(np.array([float(policy.micro_batch_size)]), np.array([float(policy.batch_size)]))
-    terms = policy_terms(policy)
+    nodes, terms = _policy_nodes(policy), policy_terms(policy)
     work = pass_work(rates, placement, shape, nodes)
     rows = [(n, float(evaluate(f, terms)[0])) for n, f in pass_rows(rates, placement, shape, work, nodes)]
     seconds = max(value for _, value in rows)

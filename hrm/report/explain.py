@@ -24,7 +24,7 @@ _ATTENTION_WORDS = {
     "resident": "decode attention on the GPU, with the KV cache resident there",
     "streamed": "decode attention on the GPU, KV cache streamed in per micro-batch",
     "hybrid": "decode attention on both: the GPU for the {kv:.0%} of the KV cache it holds, the CPU for the rest",
-    "split": "{attention:.0%} of decode attention on the GPU ({kv:.0%} of the KV cache is resident), the rest on the CPU",
+    "split": "{attention:.0%} of decode attention on the GPU ({kv:.0%} of KV resident), the rest on the CPU",
 }
 
 

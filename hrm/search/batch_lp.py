@@ -37,32 +37,42 @@ def solve_nodes(
     if not batches:
         return []
     objectives = [batch.cost for batch in batches] if costs is None else list(costs)
-    scaled = [_with_penalty(cost) for cost in objectives]
-    x = _solve_blocks([b.rows for b in batches], scaled, [b.lower for b in batches], [b.upper for b in batches])
+    model = make_block(
+        [b.rows for b in batches],
+        [scaled_costs(cost) for cost in objectives],
+        [b.lower for b in batches],
+        [b.upper for b in batches],
+    )
+    x = np.asarray(run_highs(model).getSolution().col_value).reshape(-1, NUM_COLS)
     results, start = [], 0
     for objective in objectives:
         own = x[start : start + len(objective)]
         start += len(objective)
-        value = np.einsum("kc,kc->k", objective, own)
-        value[own[:, EXCESS].max(axis=1) > EXCESS_TOLERANCE] = np.inf
-        results.append(NodeSolutions(value, own))
+        results.append(NodeSolutions(true_values(objective, own), own))
     return results
 
 
-def _with_penalty(cost: NDArray[np.float64]) -> NDArray[np.float64]:
+def true_values(objective: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """objective @ x per program; inf where a capacity is exceeded."""
+    value: NDArray[np.float64] = np.einsum("kc,kc->k", objective, x)
+    value[x[:, EXCESS].max(axis=1) > EXCESS_TOLERANCE] = np.inf
+    return value
+
+
+def scaled_costs(cost: NDArray[np.float64]) -> NDArray[np.float64]:
     """The objective scaled to at most 1 per program, with the price of exceeding a capacity."""
     scaled: NDArray[np.float64] = cost / np.maximum(cost.max(axis=1, keepdims=True), 1e-300)
     scaled[:, EXCESS] = EXCESS_PENALTY
     return scaled
 
 
-def _solve_blocks(
+def make_block(
     rows: list[NDArray[np.float64]],
     costs: list[NDArray[np.float64]],
     lowers: list[NDArray[np.float64]],
     uppers: list[NDArray[np.float64]],
-) -> NDArray[np.float64]:
-    """x [all nodes, NUM_COLS] of the block-diagonal program; rows[i] is [nodes_i, rows_i, NUM_COLS]."""
+) -> highspy.HighsLp:
+    """The block-diagonal program of all nodes; rows[i] is [nodes_i, rows_i, NUM_COLS]."""
     pieces, first = [], 0
     for block in rows:
         node, row, column = np.nonzero(block)
@@ -79,10 +89,15 @@ def _solve_blocks(
     model.a_matrix_.start_ = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
     model.a_matrix_.index_ = np.concatenate([p[1] for p in pieces]).astype(np.int32)
     model.a_matrix_.value_ = np.concatenate([p[2] for p in pieces])
-    return _run(model, first)
+    return model
 
 
-def _run(model: highspy.HighsLp, nodes: int) -> NDArray[np.float64]:
+def run_highs(model: highspy.HighsLp) -> highspy.Highs:
+    """The solver after it has proven optimality.
+
+    Raises:
+        SolverError: it ended otherwise.
+    """
     solver = highspy.Highs()  # type: ignore[no-untyped-call]
     solver.setOptionValue("output_flag", False)
     solver.setOptionValue("threads", 1)
@@ -93,4 +108,4 @@ def _run(model: highspy.HighsLp, nodes: int) -> NDArray[np.float64]:
     status = solver.getModelStatus()
     if status != highspy.HighsModelStatus.kOptimal:
         raise SolverError(f"the linear relaxation ended as {solver.modelStatusToString(status)}, not as optimal")
-    return np.asarray(solver.getSolution().col_value).reshape(nodes, NUM_COLS)
+    return solver

@@ -8,7 +8,9 @@ import numpy as np
 from hrm.predict.rates import Rates
 from hrm.schedule.placement import Placement
 from hrm.search.boxes import Boxes, cells
-from hrm.search.branch import CellKey, largest_batches, solve_boxes
+from hrm.search.branch import CellKey, largest_batches
+from hrm.search.certify import solve_by_basis
+from hrm.search.relaxation import node_programs
 
 CHUNK = 1024
 
@@ -54,7 +56,8 @@ def enumerate_all(
     total, done = count_cells(placements, caps), 0
     best, key = np.inf, None
     for chunk in all_cells(placements, caps):
-        value = solve_boxes(rates, placements, chunk).value
+        programs = node_programs(rates, placements[int(chunk.placement[0])], chunk.nodes())
+        value = solve_by_basis(programs).value
         i = int(np.argmin(value))
         if value[i] < best:
             best, key = float(value[i]), (int(chunk.placement[i]), int(chunk.mu_lo[i]), int(chunk.k_lo[i]))

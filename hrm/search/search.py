@@ -1,7 +1,7 @@
 """The policy search: the provably best policy for a model, workload and machine, with its prediction."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +27,7 @@ from hrm.spec.precision import Precision, choose_precision
 from hrm.spec.workload import Workload
 
 MILP_CELLS = 12  # best cells handed to the MILP; branch and bound has proven all others no better
+REPEATS = 2  # placements kept per one asked for: a "split" one may have its optimum at another's corner
 AGREEMENT = 1e-6  # CBC's own tolerances; the cell it chooses is re-solved to 1e-10
 
 
@@ -104,7 +105,7 @@ def search_policy(rates: Rates, schedule: str = AUTO, top: int = 1) -> SearchRes
     """
     started = time.perf_counter()
     pool = placements(schedule)
-    state = branch_and_bound(rates, pool, keep=top)
+    state = branch_and_bound(rates, pool, keep=top if top == 1 else REPEATS * top)
     feasible = [key for key, value in state.values.items() if np.isfinite(value)]
     if not feasible:
         raise InfeasibleError(explain_infeasible(rates, pool))
@@ -113,8 +114,8 @@ def search_policy(rates: Rates, schedule: str = AUTO, top: int = 1) -> SearchRes
     report = SolverReport(
         "optimal", time.perf_counter() - started, TIE_TOLERANCE, state.boxes_bounded, len(state.values), len(short_list)
     )
-    ranked = _distinct(state, top)
-    return SearchResult(rates, schedule, tuple(_candidate(rates, pool, key) for key in ranked), report)
+    ranked = (_candidate(rates, pool, key) for _, key in sorted(state.best.values()) if np.isfinite(state.values[key]))
+    return SearchResult(rates, schedule, _distinct(ranked, top), report)
 
 
 def _confirm_by_milp(state: SearchState, keys: list[CellKey]) -> None:
@@ -135,14 +136,20 @@ def _cell_nodes(keys: list[CellKey]) -> Nodes:
     return single_nodes(mu, mu * k)
 
 
-def _distinct(state: SearchState, top: int) -> list[CellKey]:
-    """Best cell of each placement, best first, without placements that only repeat another's optimum."""
-    ranked: list[tuple[float, CellKey]] = []
-    for value, key in sorted(state.best.values()):
-        repeats = any(key[1:] == k[1:] and abs(value - v) <= 1e-12 * v for v, k in ranked)
-        if np.isfinite(value) and not repeats:
-            ranked.append((value, key))
-    return [key for _, key in ranked[:top]]
+def _distinct(ranked: Iterator[Candidate], top: int) -> tuple[Candidate, ...]:
+    """The first `top` candidates that differ in what they do, not only in what their placement would allow."""
+    kept: dict[tuple[object, ...], Candidate] = {}
+    for candidate in ranked:
+        kept.setdefault(_kind(candidate.policy), candidate)
+        if len(kept) == top:
+            break
+    return tuple(kept.values())
+
+
+def _kind(policy: Policy) -> tuple[object, ...]:
+    """What a policy does: which shares are none, some or all, and how it is batched."""
+    shares = (policy.attention_on_gpu, policy.kv_on_gpu, policy.experts_on_gpu)
+    return (*(0 if s == 0 else 2 if s == 1 else 1 for s in shares), policy.ffn_batching, policy.mixed_prefill)
 
 
 def _candidate(rates: Rates, pool: tuple[Placement, ...], key: CellKey) -> Candidate:

@@ -7,7 +7,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from hrm.errors import InfeasibleError, PolicyError
-from hrm.predict.prediction import predict
+from hrm.predict.prediction import page_pool_needed, predict
 from hrm.predict.rates import Rates
 from hrm.search.search import Candidate, search_policy
 from hrm.search.vary import Axis, check_axes, vary_policy, vary_rates
@@ -24,7 +24,8 @@ def sweep(
     """One row per grid point: the axes' values, the best policy there and its prediction.
 
     Machine and workload fields: the policy is searched again at each point. Policy fields: the best policy of the point
-    with those fields replaced, everything else kept. A point where nothing fits has `feasible` False and `reason`.
+    with those fields replaced, everything else kept but a page pool that must grow. A point where nothing fits has
+    `feasible` False and a `reason`.
 
     Raises:
         HrmError: an empty or too large grid, or an impossible value of a machine or workload field.
@@ -75,4 +76,8 @@ def _best(rates: Rates, axes: Sequence[Axis], point: Sequence[float], schedule: 
     for axis, value in changes:
         if axis.target == "policy":
             policy = vary_policy(policy, axis, value)
-    return best if policy is best.policy else Candidate(policy, predict(rates, policy))
+    if policy is best.policy:
+        return best
+    pool = max(policy.page_pool_bytes, page_pool_needed(rates, policy))
+    policy = policy.model_copy(update={"page_pool_bytes": pool})
+    return Candidate(policy, predict(rates, policy))

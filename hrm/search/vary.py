@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from hrm.errors import HrmError, PolicyError
 from hrm.predict.rates import Rates
 from hrm.spec.hardware import RESOURCES, HardwareProfile
-from hrm.spec.policy import Policy
+from hrm.spec.policy import Policy, attention_place_of
 from hrm.spec.suggest import unknown_name
 from hrm.spec.units import parse_quantity
 from hrm.spec.workload import make_workload
@@ -133,6 +133,9 @@ def vary_policy(policy: Policy, axis: Axis, value: float) -> Policy:
         update["ffn_batch_size"] = int(value)
     if axis.field == "micro_batch_size" and policy.ffn_batching == "micro_batch":
         update["ffn_batch_size"] = int(value)
+    if axis.field in ("attention_on_gpu", "kv_on_gpu"):
+        shares = {"attention_on_gpu": policy.attention_on_gpu, "kv_on_gpu": policy.kv_on_gpu, axis.field: value}
+        update["attention_place"] = attention_place_of(**shares)
     try:
         return Policy.model_validate({**policy.model_dump(), **update})
     except ValidationError as error:

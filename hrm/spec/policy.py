@@ -10,6 +10,19 @@ AttentionPlace = Literal["cpu", "resident", "streamed", "hybrid", "split"]
 FfnBatching = Literal["micro_batch", "batch"]
 
 
+def attention_place_of(attention_on_gpu: float, kv_on_gpu: float, preferred: str = "") -> AttentionPlace:
+    """The attention class that two shares belong to; `preferred` where it is among several that allow them."""
+    allowed: dict[AttentionPlace, bool] = {
+        "cpu": attention_on_gpu == 0 and kv_on_gpu == 0,
+        "resident": attention_on_gpu == 1 and kv_on_gpu == 1,
+        "streamed": attention_on_gpu == 1,
+        "hybrid": abs(attention_on_gpu - kv_on_gpu) <= 1e-9,
+        "split": True,
+    }
+    fitting = [place for place, fits in allowed.items() if fits]
+    return next((place for place in fitting if place == preferred), fitting[0])
+
+
 class Policy(BaseModel):
     """Where everything lives and runs, and how it is batched. All ratios lie in [0, 1].
 
@@ -56,6 +69,11 @@ class Policy(BaseModel):
             )
         if self.kv_on_gpu > self.attention_on_gpu + 1e-9:
             raise ValueError("kv_on_gpu exceeds attention_on_gpu: KV kept on the GPU is attended there")
+        if self.attention_place != attention_place_of(self.attention_on_gpu, self.kv_on_gpu, self.attention_place):
+            raise ValueError(
+                f"attention_place {self.attention_place} contradicts attention_on_gpu {self.attention_on_gpu:g} and "
+                f"kv_on_gpu {self.kv_on_gpu:g}"
+            )
         if self.weights_on_gpu > self.experts_on_gpu + 1e-9:
             raise ValueError("weights_on_gpu exceeds experts_on_gpu: experts kept on the GPU are computed there")
         if self.weights_on_gpu + self.weights_on_disk > 1 + 1e-9:
