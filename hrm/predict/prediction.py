@@ -112,6 +112,7 @@ def predict(rates: Rates, policy: Policy) -> Prediction:
             f"{rates.machine.tensor_parallel_size} GPU(s)"
         )
     placement, terms, nodes = placement_of(policy), policy_terms(policy), _policy_nodes(policy)
+    _check_micro_batches(placement, policy)
     needed = page_pool_needed(rates, policy)
     if policy.page_pool_bytes < needed * (1 - CAPACITY_TOLERANCE):
         raise PolicyError(
@@ -144,6 +145,20 @@ def page_pool_needed(rates: Rates, policy: Policy) -> float:
 
 def _policy_nodes(policy: Policy) -> Nodes:
     return single_nodes(np.array([float(policy.micro_batch_size)]), np.array([float(policy.batch_size)]))
+
+
+def _check_micro_batches(placement: Placement, policy: Policy) -> None:
+    fewest, most, n = placement.min_micro_batches, placement.max_micro_batches, policy.num_micro_batches
+    if n < fewest:
+        raise PolicyError(
+            f"policy: micro_batch_size {policy.micro_batch_size} makes {n} micro-batch of batch_size "
+            f"{policy.batch_size}; CPU and GPU work overlap from {fewest} micro-batches on"
+        )
+    if most is not None and n > most:
+        raise PolicyError(
+            f"policy: schedule {policy.schedule} runs one micro-batch; set micro_batch_size to batch_size "
+            f"{policy.batch_size}"
+        )
 
 
 def policy_terms(policy: Policy) -> Form:

@@ -33,6 +33,20 @@ class Placement:
     single_micro_batch: bool = False
 
     @property
+    def min_micro_batches(self) -> int:
+        """Fewest micro-batches with which CPU and GPU work of a layer can overlap at all.
+
+        A single micro-batch goes through QKV, CPU attention and the rest in turn; with two, one is on each processor.
+        """
+        host_work = self.attention in ("cpu", "hybrid", "split") or self.experts_on_cpu
+        return 2 if host_work and self.overlap in ("full", "phases") else 1
+
+    @property
+    def max_micro_batches(self) -> int | None:
+        """Most micro-batches; None where only the batch size limits them."""
+        return 1 if self.single_micro_batch else None
+
+    @property
     def label(self) -> str:
         """A short name for tables: schedule and what distinguishes the class."""
         parts = [f"attention {self.attention}", "experts GPU+CPU" if self.experts_on_cpu else "experts GPU"]

@@ -59,9 +59,9 @@ def solve_boxes(rates: Rates, placements: tuple[Placement, ...], boxes: Boxes) -
 
 def largest_batches(rates: Rates, placements: tuple[Placement, ...]) -> NDArray[np.int64]:
     """Largest batch size that memory allows under each placement, at mu = 1; 0 where nothing fits."""
-    ceiling = float(_batch_ceiling(rates))
+    ceiling = float(max(2, _batch_ceiling(rates)))
     one = np.ones(1)
-    programs = [node_programs(rates, p, Nodes(one, one, one, ceiling * one)) for p in placements]
+    programs = [node_programs(rates, p, Nodes(one, one, p.min_micro_batches * one, ceiling * one)) for p in placements]
     costs = []
     for program in programs:
         cost = np.zeros_like(program.cost)
@@ -82,8 +82,9 @@ def root_boxes(placements: tuple[Placement, ...], caps: NDArray[np.int64]) -> Bo
     """One box per placement that fits, holding all its (mu, k)."""
     index = np.flatnonzero(caps > 0)
     cap, one = caps[index], np.ones(len(index), dtype=np.int64)
-    single = np.array([placements[i].single_micro_batch for i in index], dtype=bool)
-    return tightened(Boxes(index.astype(np.int64), one, cap, one, np.where(single, 1, cap), cap))
+    fewest = np.array([placements[i].min_micro_batches for i in index], dtype=np.int64)
+    most = np.array([placements[i].max_micro_batches or c for i, c in zip(index, cap, strict=True)], dtype=np.int64)
+    return tightened(Boxes(index.astype(np.int64), one, cap, fewest, most, cap))
 
 
 def branch_and_bound(rates: Rates, placements: tuple[Placement, ...], keep: int = 1) -> SearchState:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hrm.predict.rates import Rates
 from hrm.schedule.placement import Placement
@@ -24,28 +25,32 @@ class Enumeration:
     num_cells: int
 
 
-def all_cells(placements: tuple[Placement, ...], caps: np.ndarray) -> Iterator[Boxes]:
+def all_cells(placements: tuple[Placement, ...], caps: NDArray[np.int64]) -> Iterator[Boxes]:
     """Every (placement, mu, k) with mu * k within the placement's largest batch, in chunks."""
     for p, cap in enumerate(caps):
         if cap < 1:
             continue
         mu = np.arange(1, cap + 1)
-        most = np.minimum(cap // mu, 1 if placements[p].single_micro_batch else cap)
-        every_mu = np.repeat(mu, most)
-        starts = np.repeat(np.cumsum(most) - most, most)
-        every_k = np.arange(len(every_mu)) - starts + 1
+        counts = _micro_batch_counts(placements[p], int(cap))
+        every_mu = np.repeat(mu, counts)
+        starts = np.repeat(np.cumsum(counts) - counts, counts)
+        every_k = np.arange(len(every_mu)) - starts + placements[p].min_micro_batches
         for start in range(0, len(every_mu), CHUNK):
             part = slice(start, start + CHUNK)
             yield cells(np.full(len(every_mu[part]), p), every_mu[part], every_k[part])
 
 
-def count_cells(placements: tuple[Placement, ...], caps: np.ndarray) -> int:
+def count_cells(placements: tuple[Placement, ...], caps: NDArray[np.int64]) -> int:
     """Number of cells that `all_cells` yields."""
-    return sum(
-        int(cap) if placements[p].single_micro_batch else int(np.sum(cap // np.arange(1, cap + 1)))
-        for p, cap in enumerate(caps)
-        if cap > 0
-    )
+    return sum(int(_micro_batch_counts(placements[p], int(cap)).sum()) for p, cap in enumerate(caps) if cap > 0)
+
+
+def _micro_batch_counts(placement: Placement, cap: int) -> NDArray[np.int64]:
+    """For mu = 1 .. cap: how many numbers of micro-batches keep the batch within cap."""
+    most = cap // np.arange(1, cap + 1)
+    if placement.max_micro_batches is not None:
+        most = np.minimum(most, placement.max_micro_batches)
+    return np.maximum(0, most - placement.min_micro_batches + 1)
 
 
 def enumerate_all(

@@ -16,7 +16,7 @@ _SMALLER = ("fp8", "int8", "int4")
 
 
 def explain_infeasible(rates: Rates, placements: tuple[Placement, ...]) -> str:
-    """One paragraph for a search in which not even a batch of one fits."""
+    """One paragraph for a search in which not even the smallest batch fits."""
     name, model = rates.machine.profile.name, rates.model.name
     lacking = {memory: _least_excess(rates, placements, memory) for memory in (Col.GPU_EXCESS, Col.CPU_EXCESS)}
     fixes = [
@@ -36,17 +36,18 @@ def explain_infeasible(rates: Rates, placements: tuple[Placement, ...]) -> str:
     weights = rates.sizes.expert_bytes + rates.sizes.dense_bytes + rates.sizes.embedding_bytes
     need = f"its weights are {weights / 2**30:.1f} GiB in {rates.machine.precision.expert_weights}"
     help_ = "; or ".join(fixes) or "a disk in the profile, a smaller model, or a machine with more memory"
-    return f"{model} does not fit on {name} even with a batch of one: {what}; {need}. What would make it fit: {help_}"
+    return (
+        f"{model} does not fit on {name} even with the smallest batch: {what}; {need}. What would make it fit: {help_}"
+    )
 
 
 def _least_excess(rates: Rates, placements: tuple[Placement, ...], memory: int) -> float:
-    """Fewest bytes by which one memory must grow for a batch of one to fit, the others as they are; inf if never."""
-    one = np.ones(1)
+    """Fewest bytes by which one memory must grow for the smallest batch to fit, the others as they are; inf if never."""
     machine = rates.machine
     capacity = machine.gpu_memory_bytes if memory == Col.GPU_EXCESS else machine.cpu_memory_bytes
     best = np.inf
     for placement in placements:
-        program = node_programs(rates, placement, Nodes(one, one, one, one))
+        program = node_programs(rates, placement, _smallest(placement))
         relaxed = program.rows.copy()
         cost = np.zeros_like(program.cost)
         for row in np.flatnonzero(relaxed[0, :, memory]):
@@ -64,6 +65,11 @@ def _fits(rates: Rates, placements: tuple[Placement, ...], dtype: str) -> bool:
     old = rates.machine.precision
     smaller = Precision(dtype, dtype, old.kv_cache, old.activations)
     trial = replace(rates, machine=replace(rates.machine, precision=smaller))
-    one = np.ones(1)
-    programs = [node_programs(trial, p, Nodes(one, one, one, one)) for p in placements]
+    programs = [node_programs(trial, p, _smallest(p)) for p in placements]
     return any(np.isfinite(s.value[0]) for s in solve_nodes(programs))
+
+
+def _smallest(placement: Placement) -> Nodes:
+    """The smallest batch that the placement can run, in micro-batches of one."""
+    one = np.ones(1)
+    return Nodes(one, one, placement.min_micro_batches * one, placement.min_micro_batches * one)
