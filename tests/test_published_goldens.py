@@ -99,7 +99,7 @@ def test_published_search_is_reproduced_over_its_own_grid(gen_len: int):
 
 
 def test_published_t4_micro_batch_sizes_are_reproduced():
-    """Host memory is not published for the T4: with the L4 machine's, mu agrees and k where CPU memory does not bind."""
+    """The T4's host memory is not published: with the L4 host's, mu agrees, and k at gen_len 128."""
     published = PUBLISHED["solver_output_t4"]
     host = {name: SOLVER["machine"][name] for name in ("cpu_memory_bytes", "cpu_bytes_per_s")}
     for gen_len in (32, 64, 128):

@@ -44,7 +44,7 @@ _PIPELINES: tuple[tuple[FfnBatching, Overlap, int | None], ...] = (
     ("micro_batch", "full", 2),
     ("batch", "phases", None),
 )
-_ATTENTION: tuple[AttentionPlace, ...] = ("cpu", "resident", "streamed", "hybrid", "split")
+_ATTENTION: tuple[AttentionPlace, ...] = ("resident", "streamed", "hybrid", "split")
 
 
 _NAMED: dict[str, tuple[Placement, ...]] = {
@@ -61,16 +61,21 @@ _NAMED: dict[str, tuple[Placement, ...]] = {
 def _auto() -> tuple[Placement, ...]:
     """Every combination of the free choices, including prefill mixed into decode passes (MoE-Lens).
 
-    A combination that is a published schedule carries its name, so that the answer says so.
+    Attention on the CPU alone is the corner A_g = r_c = 0 of "hybrid", and not listed again.
     """
-    published = {replace(p, schedule=AUTO): p for p in (*_CGOPIPE, *_MODULE_BATCHED)}
     free = [
         Placement(AUTO, attention, on_cpu, ffn, mixed, overlap, pool)
         for attention, on_cpu, mixed, (ffn, overlap, pool) in product(
             _ATTENTION, (False, True), (False, True), _PIPELINES
         )
     ]
-    return tuple(published.get(p, p) for p in free) + _EXPERT_CACHE
+    return (*free, *_EXPERT_CACHE)
+
+
+def published_name(placement: Placement) -> str:
+    """The published schedule that a free combination happens to be, else its own name."""
+    named = (p.schedule for p in (*_CGOPIPE, *_MODULE_BATCHED) if replace(p, schedule=AUTO) == placement)
+    return next(named, placement.schedule)
 
 
 def schedule_names() -> tuple[str, ...]:
@@ -101,8 +106,11 @@ def placement_of(policy: Policy) -> Placement:
         UnknownNameError: an unknown schedule.
         PolicyError: the schedule cannot run this combination of choices.
     """
-    pool = _auto() if policy.schedule == AUTO else placements(policy.schedule)
-    wanted = (policy.attention_place, policy.ffn_batching, policy.mixed_prefill)
+    pool = placements(policy.schedule)
+    attention = policy.attention_place
+    if policy.schedule == AUTO and attention == "cpu":
+        attention = "hybrid"
+    wanted = (attention, policy.ffn_batching, policy.mixed_prefill)
     on_cpu = policy.experts_on_gpu < 1
     matching = [p for p in pool if (p.attention, p.ffn, p.mixed_prefill) == wanted]
     matching = [p for p in matching if p.experts_on_cpu or not on_cpu]

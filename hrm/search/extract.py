@@ -1,10 +1,13 @@
 """Turns the solution of a cell's linear program into a policy."""
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
 from hrm.predict.rates import Rates
 from hrm.schedule.placement import Placement
+from hrm.schedule.registry import published_name
 from hrm.search.relaxation import Col
 from hrm.spec.policy import Policy
 
@@ -15,26 +18,37 @@ def policy_from_solution(
     """The policy at a solved cell; x is [NUM_COLS] with t = 1. Solver noise below 1e-9 is rounded to the bound."""
     experts = _ratio(x[Col.EXPERT_SHARE])
     attention = _ratio(x[Col.ATTENTION])
+    kv = min(_ratio(x[Col.KV]), attention)
+    named = _as_run(placement, attention, kv, experts)
     weights = min(_ratio(x[Col.WEIGHTS]), experts)
     ffn = batch_size if placement.ffn == "batch" else mu
     return Policy(
-        schedule=placement.schedule,
+        schedule=named.schedule,
         batch_size=batch_size,
         micro_batch_size=mu,
         ffn_batch_size=ffn,
         attention_on_gpu=attention,
         experts_on_gpu=experts,
         weights_on_gpu=weights,
-        kv_on_gpu=min(_ratio(x[Col.KV]), attention),
+        kv_on_gpu=kv,
         dense_weights_on_gpu=_ratio(x[Col.DENSE]),
         weights_on_disk=min(_ratio(x[Col.DISK]), 1 - weights),
-        attention_place=placement.attention,
+        attention_place=named.attention,
         ffn_batching=placement.ffn,
         mixed_prefill=placement.mixed_prefill,
         prefill_chunk_tokens=rates.prefill_chunk_tokens,
         page_pool_bytes=max(0.0, float(x[Col.POOL]) * rates.machine.gpu_memory_bytes),
         tensor_parallel_size=rates.machine.tensor_parallel_size,
     )
+
+
+def _as_run(placement: Placement, attention: float, kv: float, experts: float) -> Placement:
+    """The placement by what it came out to be: "cpu" where nothing is attended on the GPU, and the published name."""
+    if placement.attention == "hybrid" and attention == kv == 0:
+        placement = replace(placement, attention="cpu")
+    if experts == 1 and placement.experts_on_cpu:
+        return placement
+    return replace(placement, schedule=published_name(placement))
 
 
 def _ratio(value: float) -> float:
