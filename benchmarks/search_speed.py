@@ -2,8 +2,8 @@
 
 python benchmarks/search_speed.py [--output results.json] [--markdown]
 
-Prints one line per instance: seconds of the solver (branch and bound with the MILP, without loading files), the optimum,
-and how many boxes were bounded. Instances where nothing fits are listed as such.
+Prints one line per instance: seconds of the solver (branch and bound with the MILP, without loading files), the
+optimum, and how many boxes were bounded. Instances where nothing fits are listed as such.
 """
 
 import argparse

@@ -119,7 +119,7 @@ def test_sweep_of_a_policy_field(hrm: Invoke) -> None:
         "cgopipe",
         "--json",
         "--vary",
-        f"batch_size={mu},{n},{2 * n},{n + 1}",
+        f"batch_size={2 * mu},{n},{2 * n},{n + 1}",
     )
     rows = json.loads(out)
     assert code == 0

@@ -27,7 +27,8 @@ def roofline(
 ) -> None:
     """Draw the hierarchical roofline of a machine with the best policy's operators placed under it."""
     from hrm.cli.output import print_json, print_text
-    from hrm.cli.roofline_tables import print_roofline, roofline_json
+    from hrm.cli.roofline_tables import print_roofline
+    from hrm.report.roofline_report import roofline_report
     from hrm.search.search import search_policy
     from hrm.spec.policy_file import load_policy
 
@@ -39,8 +40,9 @@ def roofline(
         from hrm.plotting.figures import roofline_figure, save_figure
 
         save_figure(roofline_figure(rates, chosen), output)
-        print_text(f"Wrote {output}") if not json else None
+        if not json:
+            print_text(f"Wrote {output}")
     if json:
-        print_json(roofline_json(rates, chosen))
+        print_json(roofline_report(rates, chosen))
     elif output is None:
         print_roofline(rates, chosen)

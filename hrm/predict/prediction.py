@@ -203,11 +203,14 @@ def _busy(work: PassWork, terms: Form) -> dict[str, float]:
 
 
 def _check_fits(prediction: Prediction) -> None:
-    for name, memory in (("GPU", prediction.gpu_memory), ("CPU", prediction.cpu_memory), ("disk", prediction.disk)):
-        over = memory.total_bytes - memory.usable_bytes
-        if over > CAPACITY_TOLERANCE * max(memory.usable_bytes, 1.0):
-            largest = max(memory.parts, key=lambda part: memory.parts[part])
-            raise PolicyError(
-                f"policy: needs {over / 2**30:.3f} GiB more {name} memory than the {memory.usable_bytes / 2**30:.2f} "
-                f"GiB usable; its largest part is {largest} ({memory.parts[largest] / 2**30:.2f} GiB)"
-            )
+    """Refuses what exceeds a memory, naming the one that is exceeded most."""
+    memories = {"GPU": prediction.gpu_memory, "CPU": prediction.cpu_memory, "disk": prediction.disk}
+    over = {name: m.total_bytes - m.usable_bytes for name, m in memories.items()}
+    name = max(over, key=lambda n: over[n])
+    memory = memories[name]
+    if over[name] > CAPACITY_TOLERANCE * max(memory.usable_bytes, 1.0):
+        largest = max(memory.parts, key=lambda part: memory.parts[part])
+        raise PolicyError(
+            f"policy: needs {over[name] / 2**30:.3f} GiB more {name} memory than the {memory.usable_bytes / 2**30:.2f} "
+            f"GiB usable; its largest part is {largest} ({memory.parts[largest] / 2**30:.2f} GiB)"
+        )

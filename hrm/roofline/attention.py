@@ -11,7 +11,8 @@ def decode_attention(
     """Scores and PV of one decode step: each sequence attends `context_len` cached tokens in every layer.
 
     Sliding-window layers attend at most their window. With `absorbed`, MLA works on the latent (DeepSeek-V2 section
-    2.1.2): every head's query is as wide as the cached latent; otherwise K and V are expanded first.
+    2.1.2): every head's query is as wide as the cached latent. Otherwise K and V are read expanded, as if cached so:
+    expanding cached latents again in each step is left out.
     """
     parts = []
     for layer, count in model.layer_groups:
@@ -56,6 +57,9 @@ def _prefill_pairs(attention: AttentionSpec, mean: float, square: float, causal:
     window = attention.window
     if window is None or mean <= window:
         return (square + mean) / 2
+    if attention.window_is_chunk:  # a query sees only its own chunk's earlier tokens
+        full, rest = divmod(mean, window)
+        return full * window * (window + 1) / 2 + rest * (rest + 1) / 2
     return window * (window + 1) / 2 + (mean - window) * window
 
 

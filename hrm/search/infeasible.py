@@ -42,7 +42,7 @@ def explain_infeasible(rates: Rates, placements: tuple[Placement, ...]) -> str:
 
 
 def _least_excess(rates: Rates, placements: tuple[Placement, ...], memory: int) -> float:
-    """Fewest bytes by which one memory must grow for the smallest batch to fit, the others as they are; inf if never."""
+    """Fewest bytes by which one memory must grow for the smallest batch to fit, others as they are; inf if never."""
     machine = rates.machine
     capacity = machine.gpu_memory_bytes if memory == Col.GPU_EXCESS else machine.cpu_memory_bytes
     best = np.inf

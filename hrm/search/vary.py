@@ -135,7 +135,7 @@ def vary_policy(policy: Policy, axis: Axis, value: float) -> Policy:
         update["ffn_batch_size"] = int(value)
     if axis.field in ("attention_on_gpu", "kv_on_gpu"):
         shares = {"attention_on_gpu": policy.attention_on_gpu, "kv_on_gpu": policy.kv_on_gpu, axis.field: value}
-        update["attention_place"] = attention_place_of(**shares)
+        update["attention_place"] = attention_place_of(shares["attention_on_gpu"], shares["kv_on_gpu"])
     try:
         return Policy.model_validate({**policy.model_dump(), **update})
     except ValidationError as error:
