@@ -66,7 +66,8 @@ def pool_need(rates: Rates, placement: Placement, nodes: Nodes) -> Form:
     if placement.pool_layers is None:
         return form(len(nodes), ONE=DOUBLE_BUFFER * rates.sizes.expert_page_bytes)
     layers = placement.pool_layers * rates.sizes.expert_bytes / rates.sizes.num_expert_layers
-    computed = "EXPERTS" if placement.mixed_prefill else "ONE"
+    prefill_alone = not placement.mixed_prefill or rates.workload.gen_len == 1  # such a pass uses every expert
+    computed = "ONE" if prefill_alone else "EXPERTS"
     return form(len(nodes), **{computed: layers, "WEIGHTS": -layers})
 
 

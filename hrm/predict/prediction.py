@@ -114,7 +114,7 @@ def predict(rates: Rates, policy: Policy) -> Prediction:
     placement, terms, nodes = placement_of(policy), policy_terms(policy), _policy_nodes(policy)
     _check_micro_batches(placement, policy)
     needed = page_pool_needed(rates, policy)
-    if policy.page_pool_bytes < needed * (1 - CAPACITY_TOLERANCE):
+    if needed - policy.page_pool_bytes > CAPACITY_TOLERANCE * rates.machine.gpu_memory_bytes:
         raise PolicyError(
             f"policy: page_pool_bytes {policy.page_pool_bytes:,.0f} is below the {needed:,.0f} bytes that schedule "
             f"{policy.schedule} needs to stream {1 - policy.weights_on_gpu:.1%} of the expert weights"
