@@ -5,14 +5,15 @@ is a batched linear solve; where it is primal and dual feasible it is optimal (t
 linear program), and no solver has to be asked. Cells that fail the test lend the next basis.
 """
 
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import highspy
 import numpy as np
 from numpy.typing import NDArray
 
-from hrm.search.batch_lp import NodeSolutions, make_block, run_highs, scaled_costs, true_values
-from hrm.search.relaxation import NUM_COLS, NodePrograms
+from hrm.search.batch_lp import Matrix, NodeSolutions, make_block, run_highs, solve_exactly
+from hrm.search.relaxation import EXCESS, NUM_COLS, NodePrograms
 
 TOLERANCE = 1e-9
 ATTEMPTS = 40
@@ -33,34 +34,32 @@ def solve_by_basis(programs: NodePrograms) -> NodeSolutions:
     Raises:
         SolverError: the solver failed on a cell.
     """
-    count = len(programs.nodes)
-    x, cost = np.zeros((count, NUM_COLS)), scaled_costs(programs.cost)
-    pending = np.arange(count)
+    return solve_exactly([programs], [programs.cost], _basis_engine)[0]
+
+
+def _basis_engine(batches: Sequence[NodePrograms], costs: Sequence[Matrix]) -> list[Matrix]:
+    return [_solve(batch, cost) for batch, cost in zip(batches, costs, strict=True)]
+
+
+def _solve(programs: NodePrograms, cost: Matrix) -> Matrix:
+    x = np.zeros((len(programs.nodes), NUM_COLS))
+    pending = np.arange(len(x))
     for _ in range(ATTEMPTS):
         if not len(pending):
-            break
-        first = _take(programs, pending[len(pending) // 2 : len(pending) // 2 + 1])
-        basis = _solve_one(first, cost[pending[len(pending) // 2]])
-        solution, optimal = _try_basis(_take(programs, pending), cost[pending], basis)
+            return x
+        lender = pending[len(pending) // 2 : len(pending) // 2 + 1]
+        basis = _solve_one(programs.take(lender), cost[lender])
+        solution, optimal = _try_basis(programs.take(pending), cost[pending], basis)
         x[pending[optimal]] = solution[optimal]
         pending = pending[~optimal]
     if len(pending):
-        rest = _take(programs, pending)
-        model = make_block([rest.rows], [cost[pending]], [rest.lower], [rest.upper])
-        x[pending] = np.asarray(run_highs(model).getSolution().col_value).reshape(-1, NUM_COLS)
-    return NodeSolutions(true_values(programs.cost, x), x)
+        solver = run_highs(make_block([programs.take(pending)], [cost[pending]]))
+        x[pending] = np.asarray(solver.getSolution().col_value).reshape(-1, NUM_COLS)
+    return x
 
 
-def _take(programs: NodePrograms, index: NDArray[np.intp]) -> NodePrograms:
-    arrays = ("rows", "cost", "lower", "upper", "time_scale")
-    kept = {f.name: getattr(programs, f.name) for f in fields(programs)}
-    kept |= {name: kept[name][index] for name in arrays}
-    return NodePrograms(**{**kept, "nodes": programs.nodes.take(index)})
-
-
-def _solve_one(program: NodePrograms, cost: NDArray[np.float64]) -> Basis:
-    solver = run_highs(make_block([program.rows], [cost[None]], [program.lower], [program.upper]))
-    basis = solver.getBasis()
+def _solve_one(program: NodePrograms, cost: Matrix) -> Basis:
+    basis = run_highs(make_block([program], [cost])).getBasis()
     columns = np.array([int(s) for s in basis.col_status])
     rows = np.array([int(s) for s in basis.row_status])
     is_basic = int(highspy.HighsBasisStatus.kBasic)
@@ -87,7 +86,7 @@ def _try_basis(
         except np.linalg.LinAlgError:
             return x, np.zeros(len(x), dtype=bool)
         reduced = cost - np.einsum("krc,kr->kc", active, dual)
-        scale = np.abs(cost).max(axis=1, keepdims=True)
+        scale = np.abs(np.delete(cost, EXCESS, axis=1)).max(axis=1, keepdims=True, initial=1e-3)
         primal = (x >= lower - TOLERANCE).all(axis=1) & (x <= upper + TOLERANCE).all(axis=1)
         primal &= np.einsum("krc,kc->kr", rows, x).max(axis=1) <= TOLERANCE
         fixed = lower == upper

@@ -13,6 +13,9 @@ import pulp
 from hrm.errors import SolverError
 from hrm.search.relaxation import EXCESS, Col, NodePrograms
 
+# CBC by default stops at solutions 1e-5 apart and accepts rows violated by 1e-7: too coarse to tell near ties.
+CBC_OPTIONS = ["allowableGap 0", "increment 1e-11", "primalTolerance 1e-9", "dualTolerance 1e-9"]
+
 
 @dataclass(frozen=True)
 class MilpResult:
@@ -30,7 +33,7 @@ def build_milp(batches: Sequence[NodePrograms]) -> tuple[pulp.LpProblem, list[tu
     """The problem and its cells' binaries; every program of `batches` must be a single cell (t fixed at 1)."""
     problem = pulp.LpProblem("policy_search", pulp.LpMinimize)
     chosen, objective = [], []
-    scale = max(float(b.cost.max()) for b in batches)
+    scale = _objective_scale(batches)
     for b, batch in enumerate(batches):
         for k in range(len(batch.nodes)):
             cell = f"p{b}_mu{batch.nodes.mu_lo[k]:.0f}_N{batch.nodes.n_lo[k]:.0f}"
@@ -40,6 +43,11 @@ def build_milp(batches: Sequence[NodePrograms]) -> tuple[pulp.LpProblem, list[tu
     problem += pulp.lpSum(objective), "seconds_per_token"
     problem += pulp.lpSum(binary for _, _, binary in chosen) == 1, "choose_one_cell"
     return problem, chosen
+
+
+def _objective_scale(batches: Sequence[NodePrograms]) -> float:
+    """Seconds per token that count as 1 in the objective: small, so that near ties stand far above CBC's tolerances."""
+    return 1e-4 * max(float(batch.cost.max()) for batch in batches)
 
 
 def _add_cell(
@@ -79,11 +87,10 @@ def solve_milp(batches: Sequence[NodePrograms]) -> MilpResult:
         SolverError: CBC did not prove optimality (no feasible cell among those given, or a solver fault).
     """
     problem, chosen = build_milp(batches)
-    problem.solve(pulp.PULP_CBC_CMD(msg=False, gapRel=0.0))
+    problem.solve(pulp.PULP_CBC_CMD(msg=False, gapRel=0.0, options=CBC_OPTIONS))
     status = pulp.LpStatus[problem.status]
     if status != "Optimal":
         raise SolverError(f"CBC ended the policy search as {status!r}, not as proven optimal")
     b, k, _ = max(chosen, key=lambda entry: float(entry[2].value() or 0.0))
-    scale = max(float(batch.cost.max()) for batch in batches)
-    value = float(pulp.value(problem.objective)) * scale
+    value = float(pulp.value(problem.objective)) * _objective_scale(batches)
     return MilpResult(b, k, value, len(chosen), problem.numVariables(), problem.numConstraints())

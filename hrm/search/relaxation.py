@@ -4,7 +4,7 @@ Charnes-Cooper form: every variable is multiplied by t = N_hi / N, which makes t
 program covers a whole range of batch sizes. At a single batch size t = 1 and the program is the policy's own.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import numpy as np
@@ -76,6 +76,20 @@ class NodePrograms:
     upper: NDArray[np.float64]
     time_scale: NDArray[np.float64]
     pool_scale: float
+
+    def take(self, index: NDArray[np.intp]) -> "NodePrograms":
+        """The programs at `index`."""
+        return replace(
+            self,
+            nodes=self.nodes.take(index),
+            **{name: getattr(self, name)[index] for name in ("rows", "cost", "lower", "upper", "time_scale")},
+        )
+
+    def with_excess_at_most(self, limit: float) -> "NodePrograms":
+        """The same programs with capacities that may be exceeded by no more than `limit` (of the capacity)."""
+        upper = self.upper.copy()
+        upper[:, EXCESS] = limit
+        return replace(self, upper=upper)
 
 
 def node_programs(rates: Rates, placement: Placement, nodes: Nodes) -> NodePrograms:

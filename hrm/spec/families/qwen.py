@@ -36,7 +36,8 @@ def read_qwen3_moe(fields: ConfigFields, name: str) -> ModelSpec:
         q_norm_size=head_dim,
         k_norm_size=head_dim,
     )
-    moe = gated_moe(fields, "num_experts", "moe_intermediate_size")
+    count = "num_experts" if fields.has("num_experts") or not fields.has("num_local_experts") else "num_local_experts"
+    moe = gated_moe(fields, count, "moe_intermediate_size")
     return _read(fields, name, "qwen3_moe", attention, moe)
 
 
