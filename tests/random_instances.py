@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 
 from hrm.predict.rates import Rates
 from hrm.roofline.sizes import Sizes
-from hrm.schedule.registry import placements, schedule_names
+from hrm.schedule.registry import schedule_names
 from hrm.search.branch import largest_batches
+from hrm.search.pool import search_pool
 from hrm.search.search import make_rates
 from hrm.spec.hardware import (
     Disk,
@@ -38,7 +39,7 @@ class Instance:
 
     @property
     def placements(self):
-        return placements(self.schedule)
+        return search_pool(self.rates, self.schedule)
 
 
 def number(value: float) -> Number:

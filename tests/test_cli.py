@@ -297,3 +297,45 @@ def test_prompt_file_gives_exact_moments(tmp_path: Path) -> None:
     work = load_workload(str(file), gen_len=4)
     assert (work.prompt_len_avg, work.prompt_len_max, work.prompt_len_sq_avg) == (20.0, 30, 500.0)
     assert work.mean_context_len == 22.0
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (("sweep", "--profile", "t4", "--vary", "gen_len=2x,4x"), "factors"),
+        (("search", "--profile", "t4", "--workload", ""), "--workload"),
+        (("search", "--profile", "t4", "--dtype", ""), "--dtype"),
+        (("search", "--profile", "t4", "--workload", "w" * 5000), "unknown workload"),
+        (("search", "--profile", "t4", "--workload", "/dev/null"), "plain file"),
+    ],
+)
+def test_easily_ignored_input_is_refused(hrm: Invoke, words: tuple[str, ...], hint: str) -> None:
+    code, _, err = hrm(*words)
+    assert code == 1
+    assert hint in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("content", "hint"),
+    [
+        (b"prompt_len: 5\ngen_len: 5\npadded: 'no'\n", "padded"),
+        (b"prompt_lens: [5]\nprompt_len: 5\ngen_len: 5\n", "not both"),
+        (b"prompt_len: 5\ngen_len: 5\nname: [1]\n", "name"),
+    ],
+)
+def test_workload_fields_of_the_wrong_type(hrm: Invoke, tmp_path: Path, content: bytes, hint: str) -> None:
+    file = tmp_path / "work.yaml"
+    file.write_bytes(content)
+    code, _, err = hrm("search", "--profile", "t4", "--workload", str(file))
+    assert code == 1
+    assert hint in err
+
+
+def test_a_folder_does_not_shadow_a_shipped_workload(
+    hrm: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mtbench").mkdir()
+    monkeypatch.chdir(tmp_path)
+    code, _, _ = hrm("search", "--profile", "t4", "--schedule", "cgopipe", "--workload", "mtbench", "--json")
+    assert code == 0

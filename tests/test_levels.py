@@ -64,5 +64,7 @@ def test_more_of_a_resource_never_hurts_and_the_bottleneck_gains_most() -> None:
     assert all(row.relative_gain >= -1e-9 for row in rows)
     assert result.prediction.bottleneck == "htod"
     assert rows[0].resource in ("gpu_memory", "htod")
+    rates_rows = [r for r in rows if r.resource not in ("cpu_memory", "gpu_memory")]
+    assert all(r.relative_gain <= 0.10 + 1e-9 for r in rates_rows), "10 % of a rate cannot gain more than 10 %"
     link = next(row for row in rows if row.resource == "htod")
     assert 0.05 < link.relative_gain < 0.10 + 1e-9, "10 % more link gains at most 10 %"

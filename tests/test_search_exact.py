@@ -3,6 +3,8 @@
 Instances are random and small (see random_instances.py); they are the same in every run.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, assume, given, settings
@@ -10,6 +12,7 @@ from random_instances import Instance, instances
 
 from hrm.errors import InfeasibleError, SolverError
 from hrm.predict.node import single_nodes
+from hrm.schedule.registry import schedule_names
 from hrm.search.branch import largest_batches
 from hrm.search.enumerate import all_cells, enumerate_all
 from hrm.search.milp import solve_milp
@@ -68,3 +71,12 @@ def test_milp_over_every_cell_chooses_one_of_the_same_value(instance: Instance):
                 solve_milp(programs)
         return
     assert solve_milp(programs).seconds_per_token == pytest.approx(enumerated, rel=CBC, abs=0.0)
+
+
+@settings(fixed, max_examples=40)
+@given(instances())
+def test_auto_is_at_least_every_named_schedule(instance: Instance):
+    """What `auto` leaves out must be dominated by what it holds, also where only one sequence fits."""
+    best = searched_seconds_per_token(replace(instance, schedule="auto"))
+    for name in schedule_names():
+        assert best <= searched_seconds_per_token(replace(instance, schedule=name)) * (1 + EXACT)

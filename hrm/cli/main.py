@@ -34,6 +34,9 @@ def run() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(EXIT_BAD_INPUT)
+    except OSError as error:
+        print(f"hrm: cannot write the output ({error.strerror or error})", file=sys.stderr)
+        sys.exit(EXIT_BAD_INPUT)
     except KeyboardInterrupt:
         print("hrm: interrupted", file=sys.stderr)
         sys.exit(130)

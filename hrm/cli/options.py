@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hrm.errors import WorkloadError
+from hrm.errors import HrmError, WorkloadError
 
 if TYPE_CHECKING:
     from hrm.predict.rates import Rates
@@ -30,8 +30,15 @@ PaddedOption = Annotated[bool, typer.Option("--padded", help="Pad every prompt t
 DtypeOption = Annotated[
     str | None, typer.Option("--dtype", help="Format of all weights: fp32, bf16, fp16, fp8, int8, int4, mxfp4.")
 ]
-KvDtypeOption = Annotated[str | None, typer.Option("--kv-dtype", help="Format of the KV cache.")]
-ScheduleOption = Annotated[str, typer.Option("--schedule", help="A schedule by name, or auto: the best of all.")]
+KvDtypeOption = Annotated[str | None, typer.Option("--kv-dtype", help="Format of the KV cache, as --dtype.")]
+ScheduleOption = Annotated[
+    str,
+    typer.Option(
+        "--schedule",
+        help="auto (the best of all), cgopipe, module_batched, flexgen, flexgen_cpu_attention, fastdecode, "
+        "layer_streaming or expert_cache.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
@@ -47,6 +54,8 @@ def read_workload(
     from hrm.spec.workload import make_workload
     from hrm.spec.workload_file import load_workload
 
+    if workload is not None and not workload.strip():
+        raise WorkloadError("--workload is empty; leave it out for the default")
     if prompt_len is None:
         if prompt_len_max is not None:
             raise WorkloadError("--prompt-len-max needs --prompt-len, the average beside it")
@@ -67,5 +76,8 @@ def read_rates(
     from hrm.spec.model_config import load_model
     from hrm.spec.precision import choose_precision
 
+    for name, value in (("--dtype", dtype), ("--kv-dtype", kv_dtype)):
+        if value is not None and not value.strip():
+            raise HrmError(f"{name} is empty; leave it out for the default")
     machine, spec = load_profile(profile), load_model(model)
     return make_rates(machine, spec, workload, choose_precision(spec, machine, dtype, kv_dtype))

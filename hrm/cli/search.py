@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,6 +48,7 @@ def search(
     result = search_policy(rates, schedule, top)
     if output is not None:
         save_policy(result.policy, output)
+        print(f"Wrote {output}", file=sys.stderr)
     verification = _verify(result) if verify else None
     rows = sensitivity(result)
     if json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -53,10 +54,11 @@ def sweep(
         table = run_sweep(rates, axes, schedule, update)
     if output is not None:
         _write(table, output)
+        print(f"Wrote {output}", file=sys.stderr)
     if json:
         print_json(table.to_dict(orient="records"))
     elif output is None:
-        print(table.drop(columns="reason", errors="ignore").to_string(index=False))
+        print(table.convert_dtypes().to_string(index=False))
 
 
 def _write(table: pd.DataFrame, output: Path) -> None:

@@ -18,14 +18,23 @@ def pass_rows(rates: Rates, placement: Placement, shape: PassShape, work: PassWo
     rows: list[Row] = [("htod", work.htod), ("dtoh", work.dtoh), ("cpu_memory_bandwidth", work.dram)]
     if rates.machine.profile.disk:
         rows.append(("disk", work.disk))
+    if not shape.decode_share:
+        rows.append(("gpu", work.gpu_floor))
     if rates.machine.tensor_parallel_size > 1:
-        rows.append(("gpu_to_gpu", work.link))
+        rows += _link_rows(rates, work)
     pipelined = not shape.decode_share and placement.overlap == "phases"
     combine = {"full": _full, "phases": _phases, "cpu_serial": _cpu_serial, "on_demand": _on_demand}
     rows += combine["full" if pipelined else placement.overlap](work)
     if placement.pool_layers is None and not pipelined:
         rows += _prefetch(rates, work, nodes)
     return rows
+
+
+def _link_rows(rates: Rates, work: PassWork) -> list[Row]:
+    """GPU-GPU traffic over PCIe shares its lanes with the host links; NVLink and the like are wires of their own."""
+    if rates.machine.profile.link("gpu_to_gpu").technology.startswith("PCIe"):
+        return [("gpu_to_gpu_and_htod", work.link + work.htod), ("gpu_to_gpu_and_dtoh", work.link + work.dtoh)]
+    return [("gpu_to_gpu", work.link)]
 
 
 def _full(work: PassWork) -> list[Row]:
@@ -53,7 +62,7 @@ def _on_demand(work: PassWork) -> list[Row]:
     """Experts are known after routing, so their copies and CPU share wait for, and are waited for by, the GPU."""
     rows: list[Row] = []
     for gpu in work.gpu_experts:
-        rows.append(("gpu_and_htod_in_turn", work.gpu_dense + gpu + work.htod + work.cpu_attention))
+        rows.append(("gpu_and_htod_in_turn", work.gpu_dense + gpu + work.htod + work.disk + work.cpu_attention))
         rows += [("gpu_and_cpu_in_turn", work.gpu_dense + work.cpu_attention + cpu) for cpu in work.cpu_experts]
     return rows
 

@@ -19,18 +19,18 @@ def gpu_parts(rates: Rates, placement: Placement, nodes: Nodes) -> dict[str, Par
     home = _gpu_home(rates, placement, nodes)
     return {
         "decode": {**home, "activations": _decode_activations(rates, placement, nodes)},
-        "prefill": {**home, "activations": _prefill_activations(rates, nodes)},
+        "prefill": {**home, "activations": _prefill_activations(rates, placement, nodes)},
     }
 
 
 def _gpu_home(rates: Rates, placement: Placement, nodes: Nodes) -> Parts:
     sizes, k = rates.sizes, len(nodes)
-    kv = sizes.kv_bytes_per_sequence(cached_tokens(rates.workload, placement.mixed_prefill))
-    dense_buffer = DOUBLE_BUFFER * sizes.dense_bytes / rates.model.num_layers
+    kv = sizes.kv_bytes_per_sequence(cached_tokens(rates.workload, placement.mixed_prefill)) * rates.kv_replication
+    dense_buffer = DOUBLE_BUFFER * sizes.largest_dense_unit_bytes
     staging = 0.0 * nodes.mu_lo
     if placement.attention in STREAMED_KV:
         context = rates.workload.final_context_len
-        staging = DOUBLE_BUFFER * nodes.mu_lo * context * sizes.kv_layer_bytes_max
+        staging = DOUBLE_BUFFER * nodes.mu_lo * context * sizes.kv_layer_bytes_max * rates.kv_replication
     return {
         "expert_weights": form(k, WEIGHTS=sizes.expert_bytes),
         "dense_weights": form(k, DENSE=sizes.dense_bytes),
@@ -47,27 +47,41 @@ def _decode_activations(rates: Rates, placement: Placement, nodes: Nodes) -> For
     experts = sizes.expert_workspace_bytes
     hidden = RESIDUAL_COPIES * sizes.hidden_bytes * devices
     if placement.ffn == "batch":
-        return form(len(nodes), ONE=per_micro_batch, N=hidden + experts)
+        # The expert phase of a mixed pass takes its decode and its prefill tokens through each page together.
+        tokens = rates.workload.prompt_len / rates.workload.gen_len if placement.mixed_prefill else 0.0
+        return form(len(nodes), ONE=per_micro_batch, N=(1 + tokens) * (hidden + experts))
     return form(len(nodes), ONE=per_micro_batch + nodes.mu_lo * experts, N=hidden)
 
 
-def _prefill_activations(rates: Rates, nodes: Nodes) -> Form:
-    """One chunk in work, with the hidden states of the chunks before and after it in flight."""
+def _prefill_activations(rates: Rates, placement: Placement, nodes: Nodes) -> Form:
+    """One chunk in work, the hidden states of the chunks before and after it in flight, and the K and V in one layer of
+    the longest prompt that a chunk may be a later part of. A mixed pass also holds the decoding batch's hidden states.
+    """
     sizes, devices = rates.sizes, rates.machine.tensor_parallel_size
     chunk = rates.prefill_chunk_tokens
     hidden = (RESIDUAL_COPIES + DOUBLE_BUFFER) * sizes.hidden_bytes * devices
     work = chunk * (hidden + sizes.projection_workspace_bytes + sizes.expert_workspace_bytes)
     logits = chunk / rates.workload.prompt_len * sizes.logit_bytes
-    return form(len(nodes), ONE=work + logits)
+    earlier = max(0, rates.workload.prompt_len_max - chunk) * sizes.kv_layer_bytes_max * rates.kv_replication
+    decoding = RESIDUAL_COPIES * sizes.hidden_bytes * devices if placement.mixed_prefill else 0.0
+    return form(len(nodes), ONE=work + logits + earlier, N=decoding)
 
 
 def pool_need(rates: Rates, placement: Placement, nodes: Nodes) -> Form:
-    """Bytes that the page pool must have: whole layers of streamed experts, or two pages of a ring."""
-    if placement.pool_layers is None:
-        return form(len(nodes), ONE=DOUBLE_BUFFER * rates.sizes.expert_page_bytes)
-    layers = placement.pool_layers * rates.sizes.expert_bytes / rates.sizes.num_expert_layers
+    """Bytes that the page pool must have: whole layers of streamed experts, or a ring.
+
+    A ring needs two pages where each page meets all its tokens at once; a pass that prefills chunk by chunk goes
+    through a layer's experts once per chunk, so the ring then holds a layer's streamed experts and a page being filled.
+    """
     prefill_alone = not placement.mixed_prefill or rates.workload.gen_len == 1  # such a pass uses every expert
+    layer = rates.sizes.expert_bytes / rates.sizes.num_expert_layers
+    page = rates.sizes.expert_page_bytes
+    if placement.pool_layers is None and not prefill_alone:
+        return form(len(nodes), ONE=DOUBLE_BUFFER * page)
+    if placement.pool_layers is None:
+        return form(len(nodes), ONE=layer + page, WEIGHTS=-layer)
     computed = "ONE" if prefill_alone else "EXPERTS"
+    layers = placement.pool_layers * layer
     return form(len(nodes), **{computed: layers, "WEIGHTS": -layers})
 
 
@@ -84,6 +98,7 @@ def cpu_parts(rates: Rates, placement: Placement, nodes: Nodes) -> Parts:
         "expert_weights": form(k, ONE=sizes.expert_bytes, WEIGHTS=-sizes.expert_bytes, DISK=-sizes.expert_bytes),
         "dense_weights": form(k, ONE=sizes.dense_bytes, DENSE=-sizes.dense_bytes),
         "embedding": form(k, ONE=sizes.embedding_bytes),
+        "encoder": form(k, ONE=sizes.encoder_bytes),
         "disk_staging": form(k, DISK=staging),
         "kv_cache": form(k, N=kv, N_KV=-kv),
         "prefill_hidden_states": form(k, N=prefilled),

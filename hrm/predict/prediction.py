@@ -111,6 +111,7 @@ def predict(rates: Rates, policy: Policy) -> Prediction:
             f"policy: tensor_parallel_size {policy.tensor_parallel_size} but {rates.machine.profile.name} has "
             f"{rates.machine.tensor_parallel_size} GPU(s)"
         )
+    rates = rates.for_chunk(policy.prefill_chunk_tokens)
     placement, terms, nodes = placement_of(policy), policy_terms(policy), _policy_nodes(policy)
     _check_micro_batches(placement, policy)
     needed = page_pool_needed(rates, policy)
@@ -139,6 +140,7 @@ def predict(rates: Rates, policy: Policy) -> Prediction:
 
 def page_pool_needed(rates: Rates, policy: Policy) -> float:
     """Bytes of page pool that the policy's schedule needs at the least."""
+    rates = rates.for_chunk(policy.prefill_chunk_tokens)
     need = pool_need(rates, placement_of(policy), _policy_nodes(policy))
     return float(evaluate(need, policy_terms(policy))[0])
 

@@ -1,7 +1,7 @@
 """Seconds per unit of work for one model, workload and machine: the numbers that forms are built from."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -14,6 +14,7 @@ from hrm.roofline.sizes import Sizes
 from hrm.spec.model import ModelSpec
 from hrm.spec.workload import Workload
 
+MAX_CHUNK = 32_768
 CHUNK_GRANULARITY = 256  # prefill chunks are whole multiples of this many tokens
 
 
@@ -24,6 +25,7 @@ class Rates:
     model: ModelSpec
     workload: Workload
     machine: Machine
+    chunk_tokens: int | None = None
 
     @cached_property
     def sizes(self) -> Sizes:
@@ -48,6 +50,8 @@ class Rates:
     def _decode_attention_seconds(self, level: str) -> float:
         parts = decode_attention(self.model, self.machine.precision, 1.0, self.workload.mean_context_len)
         flops, moved = sum(float(op.flops) for op in parts), sum(float(op.bytes) for op in parts)
+        if level == "gpu":
+            moved += (self.kv_replication - 1) * sum(float(op.kv_bytes) for op in parts)
         compute = self.machine.compute_seconds(level, "attention", flops, 1.0)
         return float(np.maximum(compute, self.machine.memory_seconds(level, "attention", moved)))
 
@@ -88,12 +92,54 @@ class Rates:
 
     @cached_property
     def prefill_chunk_tokens(self) -> int:
-        """Tokens per prefill chunk: the ridge point of the experts on this GPU, where reading weights costs no more
-        than the arithmetic; larger chunks would only take more memory.
+        """Tokens per prefill chunk: the stated ones, else as many as make chunks of this model compute-bound here."""
+        return self.chunk_tokens or self._compute_bound_chunk()
+
+    def _compute_bound_chunk(self) -> int:
+        """Where max(c t, W + a t) turns compute-bound, t = W / (c - a), for the experts and for the other weights.
+
+        W: reading weights, c: arithmetic and a: activation traffic per token. Where activations alone outweigh the
+        arithmetic there is no such point; the chunk is then the one whose weight reads are 5 % of the rest.
         """
-        read = float(self.expert_weight_seconds("gpu", 1e9))
-        per_token = float(self.expert_compute_seconds("gpu", 1.0, 1e9))
-        return max(1, math.ceil(read / per_token / CHUNK_GRANULARITY)) * CHUNK_GRANULARITY
+        expert = self._balanced_tokens(
+            float(self.expert_weight_seconds("gpu", 1e9)),
+            float(self.expert_compute_seconds("gpu", 1.0, 1e9)),
+            float(self.expert_activation_seconds("gpu", 1.0)),
+        )
+        ops = [op for op in dense_operators(self.model, self.machine.precision, 1.0, 0.0) if op.name != "lm_head"]
+        dense = self._balanced_tokens(
+            sum(float(self.machine.memory_seconds("gpu", "linear", op.weight_bytes)) for op in ops),
+            sum(float(self.machine.compute_seconds("gpu", "linear", op.flops, 1e9)) for op in ops),
+            sum(float(self.machine.memory_seconds("gpu", "linear", op.activation_bytes)) for op in ops),
+        )
+        granules = math.ceil(max(expert, dense) / CHUNK_GRANULARITY)
+        return min(max(1, granules) * CHUNK_GRANULARITY, MAX_CHUNK)
+
+    @staticmethod
+    def _balanced_tokens(weights: float, compute: float, activations: float) -> float:
+        if compute > activations:
+            return min(weights / (compute - activations), 20 * weights / max(activations, 1e-300))
+        return 20 * weights / activations
+
+    def for_chunk(self, tokens: int | None) -> "Rates":
+        """The same rates with prefill in chunks of `tokens` tokens; None keeps them."""
+        if tokens is None or tokens == self.prefill_chunk_tokens:
+            return self
+        return self._by_chunk.setdefault(tokens, replace(self, chunk_tokens=tokens))
+
+    @cached_property
+    def _by_chunk(self) -> "dict[int, Rates]":
+        return {}
+
+    @cached_property
+    def kv_replication(self) -> float:
+        """Times the KV cache is held, and read, over all GPUs: heads are sharded, an MLA's latent has none to shard."""
+        devices = self.machine.tensor_parallel_size
+        copies = [
+            devices if layer.attention.is_mla else max(1.0, devices / layer.attention.num_key_value_heads)
+            for layer, _ in self.model.layer_groups
+        ]
+        return max(copies)
 
     @cached_property
     def prefill_seconds_per_token(self) -> tuple[float, float]:
@@ -101,3 +147,13 @@ class Rates:
         chunk = float(self.prefill_chunk_tokens)
         dense = float(self.dense_seconds(chunk, chunk / self.workload.prompt_len)) / chunk
         return dense, float(self.expert_seconds(chunk)) / chunk
+
+    @cached_property
+    def expert_activation_bytes(self) -> float:
+        """Bytes of activations that one token moves through its experts."""
+        return float(expert_operator(self.model, self.machine.precision, 1.0).activation_bytes)
+
+    @cached_property
+    def dense_read_seconds(self) -> float:
+        """GPU time to read every weight but the experts once."""
+        return float(self.machine.memory_seconds("gpu", "linear", self.sizes.dense_bytes))

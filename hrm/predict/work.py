@@ -31,6 +31,7 @@ class PassWork:
     disk: Form
     link: Form
     dram: Form
+    gpu_floor: Form
 
 
 def pass_work(rates: Rates, placement: Placement, shape: PassShape, nodes: Nodes) -> PassWork:
@@ -54,6 +55,7 @@ def pass_work(rates: Rates, placement: Placement, shape: PassShape, nodes: Nodes
         dtoh=dtoh_bytes / machine.link_bytes_per_s("dtoh") + dtoh_latency,
         disk=disk_seconds,
         link=_link(rates, shape, nodes),
+        gpu_floor=_gpu_floor(rates, shape, nodes),
         dram=(cpu_bytes + htod_bytes + dtoh_bytes + disk_bytes) / machine.cpu_memory_bytes_per_s,
     )
 
@@ -92,6 +94,14 @@ def _gpu_experts(rates: Rates, placement: Placement, shape: PassShape, nodes: No
     ]
 
 
+def _gpu_floor(rates: Rates, shape: PassShape, nodes: Nodes) -> Form:
+    """A pass that only prefills reads its weights at least once, however few its tokens."""
+    if shape.decode_share:
+        return form(len(nodes))
+    experts = rates.expert_weight_seconds("gpu", nodes.n_lo * tokens_per_sequence(rates, shape))
+    return form(len(nodes), ONE=rates.dense_read_seconds + experts)
+
+
 def _cpu_attention(rates: Rates, shape: PassShape, nodes: Nodes) -> Form:
     if not shape.decode_share:
         return form(len(nodes))
@@ -105,6 +115,9 @@ def _cpu_experts(rates: Rates, placement: Placement, shape: PassShape, nodes: No
     tokens = tokens_per_sequence(rates, shape)
     compute = tokens * rates.expert_compute_seconds("cpu", 1.0, tokens * nodes.n_hi)
     moved = tokens * rates.expert_activation_seconds("cpu", 1.0)
+    if placement.ffn == "micro_batch":  # every micro-batch reads its experts again
+        swept = moved + rates.expert_weight_seconds("cpu", tokens * nodes.mu_hi) / nodes.mu_hi
+        return [form(len(nodes), N=time, N_EXPERTS=-time) for time in (compute, swept)]
     read = rates.expert_weight_seconds("cpu", tokens * nodes.n_lo)
     return [
         form(len(nodes), N=compute, N_EXPERTS=-compute),
@@ -115,11 +128,15 @@ def _cpu_experts(rates: Rates, placement: Placement, shape: PassShape, nodes: No
 def _cpu_bytes(rates: Rates, placement: Placement, shape: PassShape, nodes: Nodes) -> Form:
     attention = shape.decode_share * rates.decode_attention_bytes
     result = form(len(nodes), N=attention, N_ATTENTION=-attention)
-    if placement.experts_on_cpu and shape.decode_share:
-        touched = rates.sizes.touched_share(tokens_per_sequence(rates, shape) * nodes.n_lo)
-        read = rates.sizes.expert_bytes * touched
-        result += form(len(nodes), ONE=read, EXPERTS=-read)
-    return result
+    if not placement.experts_on_cpu or not shape.decode_share:
+        return result
+    tokens = tokens_per_sequence(rates, shape)
+    moved: Quantity = tokens * rates.expert_activation_bytes
+    if placement.ffn == "micro_batch":
+        moved = moved + rates.sizes.expert_bytes * rates.sizes.touched_share(tokens * nodes.mu_hi) / nodes.mu_hi
+        return result + form(len(nodes), N=moved, N_EXPERTS=-moved)
+    read = rates.sizes.expert_bytes * rates.sizes.touched_share(tokens * nodes.n_lo)
+    return result + form(len(nodes), N=moved, N_EXPERTS=-moved, ONE=read, EXPERTS=-read)
 
 
 def _streamed_experts(rates: Rates, placement: Placement, shape: PassShape, nodes: Nodes) -> tuple[Form, Form]:
@@ -135,7 +152,7 @@ def _streamed_experts(rates: Rates, placement: Placement, shape: PassShape, node
 def _htod(rates: Rates, placement: Placement, shape: PassShape, nodes: Nodes) -> tuple[Form, Form]:
     sizes, share = rates.sizes, shape.decode_share
     expert_bytes, pages = _streamed_experts(rates, placement, shape, nodes)
-    kv = share * sizes.kv_bytes_per_sequence(rates.workload.mean_context_len)
+    kv = share * sizes.kv_bytes_per_sequence(rates.workload.mean_context_len) * rates.kv_replication
     attended = share * sizes.attention_output_bytes
     tokens = tokens_per_sequence(rates, shape)
     hidden = shape.prefill_share * rates.workload.prompt_len * rates.model.num_layers * sizes.hidden_bytes
@@ -167,7 +184,7 @@ def _dtoh(rates: Rates, placement: Placement, shape: PassShape, nodes: Nodes) ->
         N_KV=-stored - prefilled,
     )
     copies = _copies_per_sequence(rates, placement, shape, nodes)
-    return moved, form(len(nodes), N=copies * rates.machine.link_latency("dtoh"))
+    return moved, form(len(nodes), N=copies * rates.machine.link_latency("dtoh") / rates.machine.tensor_parallel_size)
 
 
 def _host_expert_bytes(rates: Rates, placement: Placement, shape: PassShape) -> float:

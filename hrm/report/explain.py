@@ -12,6 +12,8 @@ BINDING_WORDS = {
     "dtoh": "the device-to-host link never rests",
     "disk": "the disk never rests",
     "gpu_to_gpu": "the GPU-GPU link never rests",
+    "gpu_to_gpu_and_htod": "GPU-GPU traffic and host-to-device copies share a PCIe link that never rests",
+    "gpu_to_gpu_and_dtoh": "GPU-GPU traffic and device-to-host copies share a PCIe link that never rests",
     "cpu_memory_bandwidth": "CPU memory bandwidth is used up by CPU work and copies together",
     "cpu_then_gpu": "CPU attention and GPU experts take turns",
     "gpu_then_cpu": "GPU attention and CPU experts take turns",
@@ -68,4 +70,8 @@ def describe_assumptions(result: SearchResult) -> str:
     if compute:
         words += f" {result.rates.machine.profile.name} states no measured efficiency for {len(compute)} of 12 "
         words += "processor roofs: there the datasheet peak is taken, so read the result as an upper bound."
+    if result.rates.machine.profile.cpu.memory_bandwidth.kind != "measured":
+        words += " CPU memory bandwidth, which CPU work and copies share, is taken at its stated peak."
+    if result.rates.model.encoder_layers:
+        words += " The encoder's own work is left out."
     return words

@@ -1,5 +1,6 @@
 """Bytes of everything that is stored or moved, for one model in one precision."""
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -38,9 +39,15 @@ class Sizes:
 
     @cached_property
     def expert_bytes(self) -> float:
-        """Bytes of all paged expert weights."""
-        kind = "experts" if self.model.num_moe_layers else "dense_ffn"
-        return self.model.parameters[kind] * self.precision.expert_weight_bytes
+        """Bytes of all paged expert weights that a pass goes through."""
+        sizes = [
+            f.num_experts * f.expert_parameters(self.model.hidden_size)
+            if f.is_moe
+            else f.dense_parameters(self.model.hidden_size)
+            for f, count in expert_layers(self.model)
+            for _ in range(count)
+        ]
+        return sum(sizes) * self.precision.expert_weight_bytes
 
     @cached_property
     def dense_bytes(self) -> float:
@@ -48,7 +55,35 @@ class Sizes:
         skipped = ("embedding", "experts") if self.model.num_moe_layers else ("embedding", "dense_ffn")
         kept = sum(n for kind, n in self.model.parameters.items() if kind not in skipped)
         tied = self.model.parameters["embedding"] if self.model.tie_word_embeddings else 0
-        return (kept + tied) * self.precision.weight_bytes
+        encoder = sum(n for k, n in self._encoder_parameters.items() if k != "experts")
+        return (kept + tied - encoder) * self.precision.weight_bytes
+
+    @cached_property
+    def _encoder_parameters(self) -> dict[str, int]:
+        """Elements by class of an encoder-decoder model's encoder, which no decode pass goes through."""
+        total: Counter[str] = Counter()
+        for layer in self.model.encoder_layers:
+            total.update(layer.parameters(self.model.hidden_size))
+        return dict(total)
+
+    @cached_property
+    def encoder_bytes(self) -> float:
+        """Bytes of the encoder, kept in CPU memory; 0 for decoder-only models."""
+        experts = self._encoder_parameters.get("experts", 0)
+        others = sum(self._encoder_parameters.values()) - experts
+        return experts * self.precision.expert_weight_bytes + others * self.precision.weight_bytes
+
+    @cached_property
+    def largest_dense_unit_bytes(self) -> float:
+        """Bytes of the largest piece that non-expert weights are streamed in: a layer's, or the LM head."""
+        hidden, has_moe = self.model.hidden_size, bool(self.model.num_moe_layers)
+        paged = ("experts",) if has_moe else ("dense_ffn",)
+        layers = [
+            sum(n for kind, n in layer.parameters(hidden).items() if kind not in paged)
+            for layer, _ in self.model.layer_groups
+        ]
+        head = self.model.vocab_size * self.model.embedding_size
+        return max(*layers, head) * self.precision.weight_bytes
 
     @cached_property
     def embedding_bytes(self) -> float:

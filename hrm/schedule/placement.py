@@ -21,6 +21,7 @@ class Placement:
         are not overlapped with compute.
     pool_layers: layers' worth of streamed expert weights that the page pool holds; None lets the search choose the
         size of a ring that prefetches across layers.
+    prefill_chunk_tokens: tokens prefilled at a time; None leaves it to the machine (see Rates.prefill_chunk_tokens).
     """
 
     schedule: str
@@ -31,6 +32,7 @@ class Placement:
     overlap: Overlap
     pool_layers: int | None
     single_micro_batch: bool = False
+    prefill_chunk_tokens: int | None = None
 
     @property
     def min_micro_batches(self) -> int:

@@ -69,12 +69,13 @@ def _auto() -> tuple[Placement, ...]:
             _ATTENTION, (False, True), (False, True), _PIPELINES
         )
     ]
-    return (*free, *_EXPERT_CACHE)
+    return (*free, *_FLEXGEN_CPU, *_EXPERT_CACHE)
 
 
 def published_name(placement: Placement) -> str:
     """The published schedule that a free combination happens to be, else its own name."""
-    named = (p.schedule for p in (*_CGOPIPE, *_MODULE_BATCHED) if replace(p, schedule=AUTO) == placement)
+    plain = replace(placement, prefill_chunk_tokens=None)
+    named = (p.schedule for p in (*_CGOPIPE, *_MODULE_BATCHED) if replace(p, schedule=AUTO) == plain)
     return next(named, placement.schedule)
 
 
@@ -86,8 +87,8 @@ def schedule_names() -> tuple[str, ...]:
 def placements(schedule: str) -> tuple[Placement, ...]:
     """The placements of one schedule.
 
-    `auto` holds every free combination; what it leaves out (serial FlexGen, one-batch layer streaming) is dominated,
-    row by row, by a combination it holds.
+    `auto` holds every free combination, CPU attention in turn with the GPU (what is left for a batch of one), and the
+    expert cache; the other named schedules are free combinations, or dominated by one row by row.
 
     Raises:
         UnknownNameError: no such schedule.
@@ -119,4 +120,5 @@ def placement_of(policy: Policy) -> Placement:
             f"policy: schedule {policy.schedule} cannot run attention_place {wanted[0]}, ffn_batching {wanted[1]}, "
             f"mixed_prefill {wanted[2]}, experts_on_gpu {policy.experts_on_gpu:g} together"
         )
-    return min(matching, key=lambda p: p.experts_on_cpu != on_cpu)
+    best = min(matching, key=lambda p: p.experts_on_cpu != on_cpu)
+    return replace(best, prefill_chunk_tokens=policy.prefill_chunk_tokens)

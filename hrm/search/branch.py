@@ -29,6 +29,13 @@ class SearchState:
     values: dict[CellKey, float] = field(default_factory=dict)
     best: dict[int, tuple[float, CellKey]] = field(default_factory=dict)
     boxes_bounded: int = 0
+    lowest_pruned: float = np.inf
+
+    @property
+    def relative_gap(self) -> float:
+        """How far below the answer the lowest bound of any box that was put aside lies, as a share of it."""
+        best = min(value for value, _ in self.best.values())
+        return max(0.0, (best - self.lowest_pruned) / best)
 
     def record(self, boxes: Boxes, value: NDArray[np.float64]) -> None:
         """Takes in exact values of cells."""
@@ -121,6 +128,7 @@ def _round(
     _try_cells(state, inner, solved.x[~leaf], inner_bound)
     boxes, bounds = concatenate([others, inner]), np.concatenate([other_bounds, inner_bound])
     open_ = bounds < state.threshold(boxes.placement)
+    state.lowest_pruned = min(state.lowest_pruned, bounds[~open_].min(initial=np.inf))
     return boxes.take(open_), bounds[open_]
 
 

@@ -36,7 +36,7 @@ def policy_from_solution(
         attention_place=named.attention,
         ffn_batching=placement.ffn,
         mixed_prefill=placement.mixed_prefill,
-        prefill_chunk_tokens=rates.prefill_chunk_tokens,
+        prefill_chunk_tokens=placement.prefill_chunk_tokens or rates.prefill_chunk_tokens,
         page_pool_bytes=max(0.0, float(x[Col.POOL]) * rates.machine.gpu_memory_bytes),
         tensor_parallel_size=rates.machine.tensor_parallel_size,
     )

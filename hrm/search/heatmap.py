@@ -6,18 +6,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrm.predict.rates import Rates
-from hrm.schedule.registry import placements
 from hrm.search.boxes import cells, concatenate
 from hrm.search.branch import solve_boxes
+from hrm.search.pool import search_pool
 from hrm.search.search import SearchResult
+
+SMALLEST_BATCH = 1 / 200  # of the best
+LARGEST_BATCH = 2.5
 
 
 @dataclass(frozen=True)
 class Heatmap:
     """Best throughput over all placements of a schedule in tokens/s [len(batch_sizes), len(micro_batch_sizes)].
 
-    Each cell takes the whole number of micro-batches whose batch is nearest to the row's batch size; nan where mu
-    exceeds N, -inf where nothing fits in memory.
+    Each cell takes as many micro-batches of its mu as the row's batch size holds; nan where mu exceeds N, -inf where
+    nothing fits in memory. `best` is the search's optimum (mu, N, tokens/s), the value of one of the cells.
     """
 
     title: str
@@ -28,25 +31,34 @@ class Heatmap:
 
 
 def policy_heatmap(result: SearchResult, points: int = 24) -> Heatmap:
-    """The cells around a search's optimum, geometrically spaced from 1 to twice the best batch size."""
-    rates, best = result.rates, result.policy
-    top = 2 * best.batch_size
-    sizes = np.unique(np.geomspace(1, top, points).round().astype(np.int64))
-    grid = np.full((len(sizes), len(sizes)), np.nan)
-    rows, columns = np.nonzero(sizes[:, None] >= sizes[None, :])
-    mu = sizes[columns]
-    micro_batches = np.maximum(1, np.round(sizes[rows] / mu)).astype(np.int64)
-    grid[rows, columns] = _throughput(rates, result.schedule, mu, micro_batches)
-    title = f"{rates.model.name} on {rates.machine.profile.name}: tokens/s"
-    return Heatmap(
-        title, sizes, sizes, grid, (best.micro_batch_size, best.batch_size, result.prediction.generation_throughput)
-    )
+    """About `points` x `points` cells around a search's optimum, which lies on the grid.
+
+    N runs from 1/200 to 2.5 times the best batch size, mu from 1 to the best batch size, both geometrically.
+    """
+    rates, policy = result.rates, result.policy
+    n, mu = policy.batch_size, policy.micro_batch_size
+    rows = _geometric(max(1.0, n * SMALLEST_BATCH), n, LARGEST_BATCH * n, points)
+    columns = _geometric(1.0, mu, float(n), points)
+    grid = np.full((len(rows), len(columns)), np.nan)
+    i, j = np.nonzero(rows[:, None] >= columns[None, :])
+    grid[i, j] = _throughput(rates, result.schedule, columns[j], rows[i] // columns[j])
+    title = f"{rates.model.name} on {rates.machine.profile.name}, {rates.workload.name}"
+    return Heatmap(title, columns, rows, grid, (mu, n, result.prediction.generation_throughput))
+
+
+def _geometric(low: float, through: int, high: float, points: int) -> NDArray[np.int64]:
+    """Whole numbers in geometric steps from about `low` to about `high`, `through` among them."""
+    step = max((high / low) ** (1 / max(points - 1, 1)), 1 + 1e-9)
+    below, above = (int(np.floor(np.log(ratio) / np.log(step) + 1e-9)) for ratio in (through / low, high / through))
+    exact = through * step ** np.arange(-below, above + 1, dtype=float)
+    sizes: NDArray[np.int64] = np.unique(np.maximum(1, exact.round()).astype(np.int64))
+    return sizes
 
 
 def _throughput(
     rates: Rates, schedule: str, mu: NDArray[np.int64], micro_batches: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    pool = placements(schedule)
+    pool = search_pool(rates, schedule)
     parts, owners = [], []
     for p, placement in enumerate(pool):
         most = placement.max_micro_batches or np.inf

@@ -94,6 +94,7 @@ class NodePrograms:
 
 def node_programs(rates: Rates, placement: Placement, nodes: Nodes) -> NodePrograms:
     """The programs of `nodes` under one placement; bounds on every policy in their ranges, exact at single values."""
+    rates = rates.for_chunk(placement.prefill_chunk_tokens)
     builder = _Rows(nodes, rates.machine.gpu_memory_bytes)
     cost = np.zeros((len(nodes), NUM_COLS))
     scales = np.ones((len(nodes), MAX_PASSES))

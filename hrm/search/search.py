@@ -12,13 +12,14 @@ from hrm.predict.node import Nodes, single_nodes
 from hrm.predict.prediction import Prediction, predict
 from hrm.predict.rates import Rates
 from hrm.schedule.placement import Placement
-from hrm.schedule.registry import AUTO, placements
+from hrm.schedule.registry import AUTO
 from hrm.search.batch_lp import solve_nodes
-from hrm.search.branch import TIE_TOLERANCE, CellKey, SearchState, branch_and_bound
+from hrm.search.branch import CellKey, SearchState, branch_and_bound
 from hrm.search.enumerate import enumerate_all
 from hrm.search.extract import policy_from_solution
 from hrm.search.infeasible import explain_infeasible
 from hrm.search.milp import solve_milp
+from hrm.search.pool import search_pool
 from hrm.search.relaxation import node_programs
 from hrm.spec.hardware import HardwareProfile
 from hrm.spec.model import ModelSpec
@@ -104,15 +105,16 @@ def search_policy(rates: Rates, schedule: str = AUTO, top: int = 1) -> SearchRes
         SolverError: a solver fault, or the two solvers disagree.
     """
     started = time.perf_counter()
-    pool = placements(schedule)
+    pool = search_pool(rates, schedule)
     state = branch_and_bound(rates, pool, keep=top if top == 1 else REPEATS * top)
     feasible = [key for key, value in state.values.items() if np.isfinite(value)]
     if not feasible:
         raise InfeasibleError(explain_infeasible(rates, pool))
     short_list = sorted(feasible, key=lambda key: state.values[key])[:MILP_CELLS]
     _confirm_by_milp(state, short_list)
+    seconds = time.perf_counter() - started
     report = SolverReport(
-        "optimal", time.perf_counter() - started, TIE_TOLERANCE, state.boxes_bounded, len(state.values), len(short_list)
+        "optimal", seconds, state.relative_gap, state.boxes_bounded, len(state.values), len(short_list)
     )
     ranked = (_candidate(rates, pool, key) for _, key in sorted(state.best.values()) if np.isfinite(state.values[key]))
     return SearchResult(rates, schedule, _distinct(ranked, top), report)
@@ -127,8 +129,9 @@ def _confirm_by_milp(state: SearchState, keys: list[CellKey]) -> None:
     chosen = solve_milp(programs)
     key = list(groups.values())[chosen.batch][chosen.index]
     best = state.values[keys[0]]
-    if state.values[key] > best * (1 + AGREEMENT):
-        raise SolverError(f"the MILP chose {state.values[key]!r} s/token where branch and bound found {best!r}")
+    for name, value in (("chose a cell of", state.values[key]), ("found an optimum of", chosen.seconds_per_token)):
+        if abs(value - best) > AGREEMENT * best:
+            raise SolverError(f"the MILP {name} {value!r} s/token where branch and bound found {best!r}")
 
 
 def _cell_nodes(keys: list[CellKey]) -> Nodes:
@@ -163,7 +166,7 @@ def verify(
     result: SearchResult, progress: Callable[[int, int], None] | None = None, tolerance: float = 1e-9
 ) -> Verification:
     """Enumerates every cell and compares its optimum with the search's."""
-    found = enumerate_all(result.rates, placements(result.schedule), progress)
+    found = enumerate_all(result.rates, search_pool(result.rates, result.schedule), progress)
     ours = 1.0 / result.prediction.generation_throughput
     difference = abs(ours - found.seconds_per_token) / found.seconds_per_token
     return Verification(difference <= tolerance, found.num_cells, difference)

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, replace
 
 from hrm.predict.rates import Rates
-from hrm.schedule.registry import placements
 from hrm.search.branch import branch_and_bound
+from hrm.search.pool import search_pool
 from hrm.search.search import SearchResult
 from hrm.spec.hardware import HardwareProfile
 
@@ -61,5 +61,5 @@ def scaled_rates(rates: Rates, resource: str, factor: float) -> Rates:
 
 
 def _optimum(rates: Rates, schedule: str) -> float:
-    state = branch_and_bound(rates, placements(schedule))
+    state = branch_and_bound(rates, search_pool(rates, schedule))
     return 1.0 / min(value for value, _ in state.best.values())

@@ -39,7 +39,7 @@ def sweep(
         rows.append(_row(rates, axes, point, schedule))
         if progress:
             progress(i + 1, len(grid))
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).convert_dtypes()
 
 
 def _row(rates: Rates, axes: Sequence[Axis], point: Sequence[float], schedule: str) -> dict[str, Any]:

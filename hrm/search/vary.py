@@ -56,6 +56,8 @@ def parse_axis(text: str) -> Axis:
     pieces = spec.split(":") if ":" in spec else spec.split(",")
     is_factor = pieces[0].strip().endswith("x")
     where = f"--vary {field}"
+    if is_factor and field not in RESOURCES:
+        raise HrmError(f"{where}: only machine fields take factors; write plain numbers")
     if ":" not in spec:
         return Axis(field, tuple(_value(p, field, is_factor, where) for p in pieces), is_factor)
     if len(pieces) != 3 or not pieces[2].strip().isdigit() or not 1 <= int(pieces[2]) <= MAX_POINTS:
@@ -93,6 +95,13 @@ def vary_rates(rates: Rates, axis: Axis, value: float) -> Rates:
         factor = value if axis.is_factor else value / _current(profile, axis.field)
         return replace(rates, machine=replace(rates.machine, profile=profile.with_scaled(axis.field, factor)))
     work = rates.workload
+    if axis.field != "gen_len" and work.prompt_len_sq_avg != work.prompt_len_avg**2:
+        raise HrmError(
+            f"--vary {axis.field}: workload {work.name} has a length for every prompt; vary gen_len, or use averages"
+        )
+    if axis.field == "gen_len":
+        checked = make_workload(_number(value), work.prompt_len_avg, work.prompt_len_max, work.padded, where="--vary")
+        return replace(rates, workload=replace(work, gen_len=checked.gen_len))
     fields = {"prompt_len": work.prompt_len_avg, "prompt_len_max": work.prompt_len_max, "gen_len": work.gen_len}
     fields[axis.field] = value
     if axis.field == "prompt_len":

@@ -67,6 +67,11 @@ class Policy(BaseModel):
             raise ValueError(
                 f"batch_size {self.batch_size} is not a whole number of micro_batch_size {self.micro_batch_size}"
             )
+        expected = self.batch_size if self.ffn_batching == "batch" else self.micro_batch_size
+        if self.ffn_batch_size != expected:
+            raise ValueError(
+                f"ffn_batch_size {self.ffn_batch_size} contradicts ffn_batching {self.ffn_batching}: must be {expected}"
+            )
         if self.kv_on_gpu > self.attention_on_gpu + 1e-9:
             raise ValueError("kv_on_gpu exceeds attention_on_gpu: KV kept on the GPU is attended there")
         if self.attention_place != attention_place_of(self.attention_on_gpu, self.kv_on_gpu, self.attention_place):

@@ -1,5 +1,6 @@
 """Reads small text files for the border of the toolkit, turning every way of failing into one typed error."""
 
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +30,33 @@ def _unique_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode, deep: bool 
 _UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
 
 
+def exists(path: Path) -> bool:
+    """Whether something lies at `path`; False too for a name that no file can have."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def is_file(path: Path) -> bool:
+    """Whether a plain file lies at `path`."""
+    return exists(path) and path.is_file()
+
+
 def read_text(path: Path, error: type[HrmError]) -> str:
     """The text of `path`.
 
     Raises:
         error: missing, a directory, unreadable, empty, binary, or larger than 64 MiB.
     """
-    if path.is_dir():
-        raise error(f"{path}: is a directory; name a file")
+    if exists(path) and not is_file(path):
+        raise error(f"{path}: is a directory, a pipe or a device; name a plain file")
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
         raise error(f"{path}: no such file") from None
     except (OSError, ValueError) as failure:
-        raise error(f"{str(path)!r}: cannot be read ({failure})") from None
+        raise error(f"{reprlib.repr(str(path))}: cannot be read ({type(failure).__name__})") from None
     if len(raw) > MAX_BYTES:
         raise error(f"{path}: is {len(raw):,} bytes; expected a small text file")
     try:

@@ -7,7 +7,7 @@ from typing import Any
 
 from hrm.errors import WorkloadError
 from hrm.spec.suggest import unknown_name
-from hrm.spec.text_file import read_text, read_yaml_mapping
+from hrm.spec.text_file import exists, is_file, read_text, read_yaml_mapping
 from hrm.spec.workload import Workload, make_workload, workload_from_lengths
 
 BYTES_PER_TOKEN = 4  # stated rule of thumb for prompts given as text without a tokenizer
@@ -33,12 +33,12 @@ def load_workload(name_or_path: str, gen_len: int | None = None, padded: bool | 
     if path.suffix == ".jsonl":
         return _from_jsonl(path, gen_len, bool(padded))
     stem = name_or_path.removesuffix(".yaml").removesuffix(".yml")
-    if path.exists():
+    if is_file(path) or stem not in shipped_workloads():
+        if not exists(path):
+            raise unknown_name("workload", name_or_path, shipped_workloads())
         return _from_yaml(read_text(path, WorkloadError), str(path), gen_len, padded)
-    if stem in shipped_workloads():
-        text = (resources.files("hrm.data.workloads") / f"{stem}.yaml").read_text(encoding="utf-8")
-        return _from_yaml(text, f"{stem}.yaml", gen_len, padded)
-    raise unknown_name("workload", name_or_path, shipped_workloads())
+    text = (resources.files("hrm.data.workloads") / f"{stem}.yaml").read_text(encoding="utf-8")
+    return _from_yaml(text, f"{stem}.yaml", gen_len, padded)
 
 
 def _from_yaml(text: str, where: str, gen_len: int | None, padded: bool | None) -> Workload:
@@ -47,9 +47,15 @@ def _from_yaml(text: str, where: str, gen_len: int | None, padded: bool | None) 
     if unknown:
         raise WorkloadError(f"{where}: unknown field {unknown[0]!r}; known: {', '.join(FIELDS)}")
     generated = data.get("gen_len") if gen_len is None else gen_len
-    pad = bool(data.get("padded", False)) if padded is None else padded
-    name = str(data.get("name", where))
+    stated, name = data.get("padded", False), data.get("name", where)
+    if not isinstance(stated, bool):
+        raise WorkloadError(f"{where}: padded must be true or false, not {stated!r}")
+    if not isinstance(name, str):
+        raise WorkloadError(f"{where}: name must be text, not {name!r}")
+    pad = stated if padded is None else padded
     if "prompt_lens" in data:
+        if "prompt_len" in data or "prompt_len_max" in data:
+            raise WorkloadError(f"{where}: give prompt_lens, or prompt_len and prompt_len_max, not both")
         lengths = data["prompt_lens"]
         if not isinstance(lengths, list):
             raise WorkloadError(f"{where}: prompt_lens must be a list of token counts")
