@@ -1,51 +1,78 @@
 """Places every operator of a policy under the roofs of its machine, at the rate it runs in the longest pass."""
 
-from dataclasses import dataclass
-
+from hrm.predict.operator_loads import Load, operator_loads
 from hrm.predict.prediction import predict
 from hrm.predict.rates import Rates
-from hrm.predict.shapes import PassShape, generation_passes
-from hrm.roofline.attention import decode_attention, prefill_attention
-from hrm.roofline.case_study import ffn_case, machine_roofs
-from hrm.roofline.chart import Chart, OperatorPoint, Roof, place_operator
-from hrm.roofline.linear import dense_operators, expert_operator
+from hrm.predict.shapes import generation_passes
+from hrm.roofline.case_study import attention_intensity, ffn_case, turning_points
+from hrm.roofline.chart import Chart, Mark, OperatorPoint, Roof, place_operator
+from hrm.roofline.machine_roofs import gpu_over_link, machine_roofs
 from hrm.spec.policy import Policy
 
 SMALLEST_SHARE = 0.005
+SMALLEST_SHOWN = 0.02
 NO_BYTES = 1e3  # what rounding of the shares leaves over is no traffic
 
 
-@dataclass(frozen=True)
-class _Load:
-    """Flops of one operator in a pass, bytes per level, and busy seconds of its processor."""
-
-    label: str
-    processor: str
-    flops: float
-    bytes_: dict[str, float]
-    seconds: float
-
-
 def policy_chart(rates: Rates, policy: Policy) -> Chart:
-    """All operators of a policy in its longest pass: one point per memory level, at flops / pass seconds.
-
-    An operator whose data crosses the link lies on the link's roof when the link is the bottleneck. Rates are those of
-    the whole machine, so roofs of GPUs and their links are summed over devices. Operators below 0.5 % of the pass are
-    left out.
+    """All operators of a policy in its longest pass, under the datasheet's compute and memory roofs.
 
     Raises:
         PolicyError: the policy does not fit. RooflineError: a point above its roof.
     """
-    prediction = predict(rates, policy)
-    longest = max(prediction.passes, key=lambda p: p.count * p.seconds)
-    shape = next(s for s in generation_passes(rates.workload, policy.mixed_prefill) if s.name == longest.name)
-    roofs = _all_devices(
-        machine_roofs(rates.machine.profile, rates.machine.precision, "expert_ffn"), rates.machine.tensor_parallel_size
-    )
-    loads = [load for load in _loads(rates, policy, shape) if load.seconds > SMALLEST_SHARE * longest.seconds]
-    points = tuple(_point(load, longest.seconds, roofs) for load in loads)
-    title = f"{rates.model.name} on {rates.machine.profile.name}: {longest.name} pass of {longest.seconds:.2f} s"
+    points, name, seconds = _longest_pass(rates, policy)
+    roofs = tuple(_without_efficiency(r) for r in _roofs(rates, "linear"))
+    title = f"{rates.model.name} on {rates.machine.profile.name}: {name} pass of {seconds:.2f} s"
     return Chart(title, roofs, operators=points)
+
+
+def policy_points(rates: Rates, policy: Policy) -> tuple[OperatorPoint, ...]:
+    """Every operator of a policy in its longest pass: intensity at each memory level, at flops / pass seconds.
+
+    An operator whose data crosses the link lies on the link's roof when the link is the bottleneck. Streamed data has
+    the same intensity in CPU memory as over the link, which is given once. Rates are those of the whole machine, each
+    point under the measured roofs of its class. Operators below 0.5 % of the pass are left out.
+
+    Raises:
+        PolicyError: the policy does not fit. RooflineError: a point above its roof.
+    """
+    return _longest_pass(rates, policy)[0]
+
+
+def policy_panels(rates: Rates, policy: Policy) -> tuple[Chart, Chart]:
+    """The operators that multiply by weights, and those of attention, each under the measured roofs of their class.
+
+    Turning points as in the case studies, at the FFN's intensity in GPU memory under this policy. Leaves out operators
+    below 2 % of the pass, and the roofs of disk and GPU-GPU link where no operator's bytes are counted there.
+
+    Raises:
+        PolicyError: the policy does not fit. RooflineError: a point above its roof.
+    """
+    points = tuple(p for p in policy_points(rates, policy) if p.share > SMALLEST_SHOWN)
+    return _ffn_panel(rates, points), _attention_panel(rates, points)
+
+
+def _ffn_panel(rates: Rates, points: tuple[OperatorPoint, ...]) -> Chart:
+    operators = tuple(p for p in points if p.op_class != "attention")
+    roofs = _used(_roofs(rates, "expert_ffn"), operators)
+    hierarchy = gpu_over_link(roofs)
+    near = next((p.levels[0].intensity for p in operators if p.op_class == "expert_ffn" and p.processor == "gpu"), None)
+    title = f"{rates.model.name} on {rates.machine.profile.name}: FFN and projections"
+    if near is None:
+        return Chart(title, roofs, hierarchy, operators)
+    p1, p2, balance = turning_points(hierarchy, near)
+    kernel = Mark("GPU memory bound", near, float(hierarchy.near.attainable(near)))
+    return Chart(title, roofs, hierarchy, operators, kernel=kernel, p1=p1, p2=p2, balance=balance)
+
+
+def _attention_panel(rates: Rates, points: tuple[OperatorPoint, ...]) -> Chart:
+    operators = tuple(p for p in points if p.op_class == "attention")
+    roofs = _used(_roofs(rates, "attention"), operators)
+    hierarchy = gpu_over_link(roofs)
+    context = rates.workload.mean_context_len
+    intensity = attention_intensity(rates.model, rates.machine.precision, context)
+    title = f"{rates.model.name} on {rates.machine.profile.name}: attention, context {context:,.0f}"
+    return Chart(title, roofs, hierarchy, operators, p1=turning_points(hierarchy, intensity)[0])
 
 
 def policy_ffn_case(rates: Rates, policy: Policy) -> Chart:
@@ -55,95 +82,34 @@ def policy_ffn_case(rates: Rates, policy: Policy) -> Chart:
     return ffn_case(machine.profile, rates.model, machine.precision, policy.micro_batch_size, sizes)
 
 
-def _all_devices(roofs: tuple[Roof, ...], devices: int) -> tuple[Roof, ...]:
-    """GPU roofs summed over devices. Only links keep achieved values: elsewhere each operator class has its own."""
-    kept = []
-    for roof in roofs:
-        times = devices if roof.level in ("gpu", "htod") else 1
-        achieved = roof.achieved * times if roof.achieved and roof.level == "htod" else None
-        if roof.level != "gpu_to_gpu":
-            kept.append(Roof(roof.label, roof.level, roof.is_compute, roof.peak * times, achieved))
-    return tuple(kept)
+def _roofs(rates: Rates, op_class: str) -> tuple[Roof, ...]:
+    machine = rates.machine
+    return machine_roofs(machine.profile, machine.precision, op_class, machine.tensor_parallel_size)
 
 
-def _point(load: _Load, seconds: float, roofs: tuple[Roof, ...]) -> OperatorPoint:
-    levels = {level: load.flops / moved for level, moved in load.bytes_.items() if moved > NO_BYTES}
-    return place_operator(load.label, load.processor, load.flops / seconds, levels, load.seconds / seconds, roofs)
+def _used(roofs: tuple[Roof, ...], operators: tuple[OperatorPoint, ...]) -> tuple[Roof, ...]:
+    levels = {"gpu", "cpu", "htod"} | {p.level for op in operators for p in op.levels}
+    return tuple(r for r in roofs if r.level in levels)
 
 
-def _loads(rates: Rates, policy: Policy, shape: PassShape) -> list[_Load]:
-    experts = _expert_loads(rates, policy, shape)
-    return [*experts, *_attention_loads(rates, policy, shape), _dense_load(rates, policy, shape)]
+def _without_efficiency(roof: Roof) -> Roof:
+    """Processors have an efficiency per operator class; links have one."""
+    if roof.level not in ("gpu", "cpu"):
+        return roof
+    return Roof(roof.label, roof.level, roof.is_compute, roof.peak)
 
 
-def _expert_loads(rates: Rates, policy: Policy, shape: PassShape) -> list[_Load]:
-    decode = shape.decode_share * policy.batch_size
-    prompt = shape.prefill_share * rates.workload.prompt_len * policy.batch_size
-    on_gpu = policy.experts_on_gpu if decode else 1.0
-    whole = expert_operator(rates.model, rates.machine.precision, decode + prompt)
-    name = "experts" if rates.model.num_moe_layers else "FFN"
-    moved = _expert_sweep_bytes(rates, policy, decode, prompt) + float(whole.activation_bytes)
-    streamed = max(0.0, on_gpu - policy.weights_on_gpu) * rates.sizes.expert_bytes
-    seconds = rates.prefill_seconds_per_token[1] * prompt
-    if decode:
-        seconds += decode / policy.ffn_batch_size * float(rates.expert_seconds(float(policy.ffn_batch_size)))
-    levels = {"gpu": moved * on_gpu, "htod": streamed}
-    loads = [_Load(name, "gpu", float(whole.flops) * on_gpu, levels, seconds * on_gpu)]
-    if on_gpu < 1:
-        loads.append(_host_experts(rates, f"{name} (CPU)", decode + prompt, 1 - on_gpu))
-    return loads
+def _longest_pass(rates: Rates, policy: Policy) -> tuple[tuple[OperatorPoint, ...], str, float]:
+    rates = rates.for_chunk(policy.prefill_chunk_tokens)
+    prediction = predict(rates, policy)
+    longest = max(prediction.passes, key=lambda p: p.count * p.seconds)
+    shape = next(s for s in generation_passes(rates.workload, policy.mixed_prefill) if s.name == longest.name)
+    loads = [load for load in operator_loads(rates, policy, shape) if load.seconds > SMALLEST_SHARE * longest.seconds]
+    points = tuple(_point(load, longest.seconds, _roofs(rates, load.op_class)) for load in loads)
+    return points, longest.name, longest.seconds
 
 
-def _expert_sweep_bytes(rates: Rates, policy: Policy, decode: float, prompt: float) -> float:
-    """Weight bytes read from GPU memory: once per FFN batch of decode tokens and per prefill chunk."""
-    read = prompt / rates.prefill_chunk_tokens * rates.sizes.expert_bytes
-    if decode:
-        size = float(policy.ffn_batch_size)
-        op = expert_operator(rates.model, rates.machine.precision, size)
-        read += decode / size * float(op.weight_bytes)
-    return read
-
-
-def _host_experts(rates: Rates, label: str, tokens: float, share: float) -> _Load:
-    whole = expert_operator(rates.model, rates.machine.precision, tokens)
-    seconds = float(rates.expert_compute_seconds("cpu", tokens, tokens)) * share
-    return _Load(label, "cpu", float(whole.flops) * share, {"cpu": float(whole.bytes) * share}, seconds)
-
-
-def _attention_loads(rates: Rates, policy: Policy, shape: PassShape) -> list[_Load]:
-    work, decode = rates.workload, shape.decode_share * policy.batch_size
-    parts = decode_attention(rates.model, rates.machine.precision, decode, work.mean_context_len)
-    flops, moved = sum(float(p.flops) for p in parts), sum(float(p.bytes) for p in parts)
-    kv = sum(float(p.kv_bytes) for p in parts)
-    loads = []
-    for level, share in (("gpu", policy.attention_on_gpu), ("cpu", 1 - policy.attention_on_gpu)):
-        if share <= 0 or not decode:
-            continue
-        streamed = max(0.0, share - policy.kv_on_gpu) * kv if level == "gpu" else 0.0
-        label = "attention" if share == 1 else f"attention ({level.upper()})"
-        seconds = decode * share * rates.decode_attention_seconds[level]
-        loads.append(_Load(label, level, flops * share, {level: moved * share, "htod": streamed}, seconds))
-    if shape.prefill_share:
-        loads.append(_prefill_load(rates, shape.prefill_share * policy.batch_size))
-    return loads
-
-
-def _prefill_load(rates: Rates, prompts: float) -> _Load:
-    work = rates.workload
-    ops = prefill_attention(rates.model, rates.machine.precision, prompts, work.prompt_len, work.prompt_len_sq)
-    flops, moved = sum(float(p.flops) for p in ops), sum(float(p.bytes) for p in ops)
-    return _Load("prefill attention", "gpu", flops, {"gpu": moved}, prompts * rates.prefill_attention_seconds)
-
-
-def _dense_load(rates: Rates, policy: Policy, shape: PassShape) -> _Load:
-    decode, prompts = shape.decode_share * policy.batch_size, shape.prefill_share * policy.batch_size
-    prompt = prompts * rates.workload.prompt_len
-    ops = dense_operators(rates.model, rates.machine.precision, decode + prompt, decode + prompts)
-    sweeps = prompt / rates.prefill_chunk_tokens + (policy.num_micro_batches if decode else 0)
-    moved = sum(float(op.activation_bytes) + sweeps * float(op.weight_bytes) for op in ops if op.name != "embedding")
-    seconds = prompt * rates.prefill_seconds_per_token[0]
-    if decode:
-        size = policy.micro_batch_size * shape.decode_share
-        seconds += policy.num_micro_batches * float(rates.dense_seconds(size, size))
-    streamed = (1 - policy.dense_weights_on_gpu) * rates.sizes.dense_bytes
-    return _Load("projections", "gpu", sum(float(op.flops) for op in ops), {"gpu": moved, "htod": streamed}, seconds)
+def _point(load: Load, seconds: float, roofs: tuple[Roof, ...]) -> OperatorPoint:
+    levels = {level: load.flops / moved for level, moved in load.moved.items() if moved > NO_BYTES}
+    share, rate = load.seconds / seconds, load.flops / seconds
+    return place_operator(load.label, load.processor, rate, levels, share, roofs, load.op_class)

@@ -41,7 +41,7 @@ def ffn_case(
     roofs = machine_roofs(profile, precision, "expert_ffn", devices)
     hierarchy = gpu_over_link(roofs)
     near = near_intensity(model, precision, micro_batch_size)
-    kernel = Mark(f"GPU at mu = {micro_batch_size:,}", near, float(hierarchy.near.attainable(near)))
+    kernel = Mark(f"mu = {micro_batch_size:,}", near, float(hierarchy.near.attainable(near)))
     lines = [_choice(f"N = {n:,}", hierarchy, near, far_intensity(model, precision, n)) for n in batch_sizes]
     noun = "MoE FFN" if model.num_moe_layers else "FFN"
     title = f"{noun} of {model.name} ({precision.expert_weights}) on {profile.name}"

@@ -10,9 +10,7 @@ MANY_ROWS = 1e9  # rows of a matmul at which the measured compute efficiency is 
 LINKS = {"htod": ("htod", "CPU-GPU link"), "disk_read": ("disk", "disk"), "gpu_to_gpu": ("gpu_to_gpu", "GPU-GPU link")}
 
 
-def machine_roofs(
-    profile: HardwareProfile, precision: Precision, op_class: str, devices: int = 1
-) -> tuple[Roof, ...]:
+def machine_roofs(profile: HardwareProfile, precision: Precision, op_class: str, devices: int = 1) -> tuple[Roof, ...]:
     """Compute and memory roofs of GPU and CPU, then the links the profile has: CPU-GPU, disk, GPU-GPU.
 
     Datasheet peaks, and beside them peak * efficiency of `op_class` where the profile states one (compute: at many
