@@ -24,7 +24,7 @@ types: $(VENV)/.test
 	$(BIN)/mypy
 
 unit: $(VENV)/.test
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist worksteal --durations 12
 
 notebooks: $(VENV)/.test
 	$(BIN)/pytest --nbmake notebooks

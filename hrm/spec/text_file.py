@@ -1,6 +1,5 @@
 """Reads small text files for the border of the toolkit, turning every way of failing into one typed error."""
 
-import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +55,8 @@ def read_text(path: Path, error: type[HrmError]) -> str:
     except FileNotFoundError:
         raise error(f"{path}: no such file") from None
     except (OSError, ValueError) as failure:
-        raise error(f"{reprlib.repr(str(path))}: cannot be read ({type(failure).__name__})") from None
+        reason = getattr(failure, "strerror", None) or type(failure).__name__
+        raise error(f"{str(path)[-200:]!r}: cannot be read ({reason})") from None
     if len(raw) > MAX_BYTES:
         raise error(f"{path}: is {len(raw):,} bytes; expected a small text file")
     try:
