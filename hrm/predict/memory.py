@@ -4,7 +4,6 @@ from hrm.predict.forms import Form, form
 from hrm.predict.node import Nodes
 from hrm.predict.rates import Rates
 from hrm.predict.shapes import cached_tokens
-from hrm.predict.work import STREAMED_KV
 from hrm.schedule.placement import Placement
 
 Parts = dict[str, Form]
@@ -28,7 +27,7 @@ def _gpu_home(rates: Rates, placement: Placement, nodes: Nodes) -> Parts:
     kv = sizes.kv_bytes_per_sequence(cached_tokens(rates.workload, placement.mixed_prefill)) * rates.kv_replication
     dense_buffer = DOUBLE_BUFFER * sizes.largest_dense_unit_bytes
     staging = 0.0 * nodes.mu_lo
-    if placement.attention in STREAMED_KV:
+    if placement.streams_kv:
         context = rates.workload.final_context_len
         staging = DOUBLE_BUFFER * nodes.mu_lo * context * sizes.kv_layer_bytes_max * rates.kv_replication
     return {

@@ -11,9 +11,6 @@ from hrm.predict.shapes import PassShape
 from hrm.roofline.operator import Quantity
 from hrm.schedule.placement import Placement
 
-HOST_ATTENTION = ("cpu", "hybrid", "split")
-STREAMED_KV = ("streamed", "split")
-
 
 @dataclass(frozen=True)
 class PassWork:
@@ -196,7 +193,7 @@ def _host_expert_bytes(rates: Rates, placement: Placement, shape: PassShape) -> 
 
 def _copies_per_sequence(rates: Rates, placement: Placement, shape: PassShape, nodes: Nodes) -> Form:
     """Small copies each way per sequence: one per layer and micro-batch where the CPU attends or computes experts."""
-    crossings = int(placement.attention in HOST_ATTENTION) + int(placement.experts_on_cpu)
+    crossings = int(placement.attends_on_cpu) + int(placement.experts_on_cpu)
     if not shape.decode_share:
         return np.zeros(len(nodes))
     copies: Form = crossings * rates.model.num_layers / nodes.mu_hi
@@ -204,7 +201,7 @@ def _copies_per_sequence(rates: Rates, placement: Placement, shape: PassShape, n
 
 
 def _kv_copies(rates: Rates, placement: Placement, shape: PassShape, nodes: Nodes) -> Form:
-    streams = placement.attention in STREAMED_KV and bool(shape.decode_share)
+    streams = placement.streams_kv and bool(shape.decode_share)
     copies: Form = float(streams) * rates.model.num_layers / nodes.mu_hi
     return copies
 

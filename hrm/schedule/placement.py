@@ -35,22 +35,25 @@ class Placement:
     prefill_chunk_tokens: int | None = None
 
     @property
+    def attends_on_cpu(self) -> bool:
+        """Whether the CPU may do a share of decode attention."""
+        return self.attention in ("cpu", "hybrid", "split")
+
+    @property
+    def streams_kv(self) -> bool:
+        """Whether KV cache may cross to the GPU for attention there."""
+        return self.attention in ("streamed", "split")
+
+    @property
     def min_micro_batches(self) -> int:
         """Fewest micro-batches with which CPU and GPU work of a layer can overlap at all.
 
         A single micro-batch goes through QKV, CPU attention and the rest in turn; with two, one is on each processor.
         """
-        host_work = self.attention in ("cpu", "hybrid", "split") or self.experts_on_cpu
+        host_work = self.attends_on_cpu or self.experts_on_cpu
         return 2 if host_work and self.overlap in ("full", "phases") else 1
 
     @property
     def max_micro_batches(self) -> int | None:
         """Most micro-batches; None where only the batch size limits them."""
         return 1 if self.single_micro_batch else None
-
-    @property
-    def label(self) -> str:
-        """A short name for tables: schedule and what distinguishes the class."""
-        parts = [f"attention {self.attention}", "experts GPU+CPU" if self.experts_on_cpu else "experts GPU"]
-        parts += [f"ffn per {self.ffn.replace('_', '-')}"] + (["mixed prefill"] if self.mixed_prefill else [])
-        return f"{self.schedule}: " + ", ".join(parts)
