@@ -39,3 +39,7 @@ class RooflineError(HrmError):
 
 class SolverError(HrmError):
     """The solver did not prove its answer optimal, or two solvers disagree."""
+
+
+class ScheduleError(HrmError):
+    """A task graph that cannot run: tasks waiting for each other, or a buffer read or overwritten out of turn."""

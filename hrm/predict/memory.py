@@ -54,7 +54,8 @@ def _decode_activations(rates: Rates, placement: Placement, nodes: Nodes) -> For
 
 def _prefill_activations(rates: Rates, placement: Placement, nodes: Nodes) -> Form:
     """One chunk in work, the hidden states of the chunks before and after it in flight, and the K and V in one layer of
-    the longest prompt that a chunk may be a later part of. A mixed pass also holds the decoding batch's hidden states.
+    the longest prompt that a chunk may be a later part of. Hidden states of all chunks stay where they are not left on the
+    host between layers. A mixed pass also holds the decoding batch's hidden states.
     """
     sizes, devices = rates.sizes, rates.machine.tensor_parallel_size
     chunk = rates.prefill_chunk_tokens
@@ -63,7 +64,8 @@ def _prefill_activations(rates: Rates, placement: Placement, nodes: Nodes) -> Fo
     logits = chunk / rates.workload.prompt_len * sizes.logit_bytes
     earlier = max(0, rates.workload.prompt_len_max - chunk) * sizes.kv_layer_bytes_max * rates.kv_replication
     decoding = RESIDUAL_COPIES * sizes.hidden_bytes * devices if placement.mixed_prefill else 0.0
-    return form(len(nodes), ONE=work + logits + earlier, N=decoding)
+    kept = 0.0 if placement.spills_hidden_states else rates.workload.prompt_len * sizes.hidden_bytes * devices
+    return form(len(nodes), ONE=work + logits + earlier, N=decoding + kept)
 
 
 def pool_need(rates: Rates, placement: Placement, nodes: Nodes) -> Form:
@@ -88,7 +90,7 @@ def cpu_parts(rates: Rates, placement: Placement, nodes: Nodes) -> Parts:
     """Peak bytes in CPU memory: weights that are neither on the GPU nor on disk, KV, and what is in transit."""
     sizes, k = rates.sizes, len(nodes)
     kv = sizes.kv_bytes_per_sequence(cached_tokens(rates.workload, placement.mixed_prefill))
-    prefilled = rates.workload.prompt_len * sizes.hidden_bytes
+    prefilled = rates.workload.prompt_len * sizes.hidden_bytes if placement.spills_hidden_states else 0.0
     if placement.mixed_prefill:
         prefilled /= rates.workload.gen_len
     transit = (sizes.attention_input_bytes + sizes.attention_output_bytes) / rates.model.num_layers

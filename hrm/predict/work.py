@@ -152,7 +152,7 @@ def _htod(rates: Rates, placement: Placement, shape: PassShape, nodes: Nodes) ->
     kv = share * sizes.kv_bytes_per_sequence(rates.workload.mean_context_len) * rates.kv_replication
     attended = share * sizes.attention_output_bytes
     tokens = tokens_per_sequence(rates, shape)
-    hidden = shape.prefill_share * rates.workload.prompt_len * rates.model.num_layers * sizes.hidden_bytes
+    hidden = _spilled_bytes(rates, placement, shape)
     experts = _host_expert_bytes(rates, placement, shape)
     moved = expert_bytes + form(
         len(nodes),
@@ -173,7 +173,7 @@ def _dtoh(rates: Rates, placement: Placement, shape: PassShape, nodes: Nodes) ->
     queried = share * sizes.attention_input_bytes
     stored = share * sizes.kv_bytes_per_token
     prefilled = prompt * sizes.kv_bytes_per_token
-    hidden = prompt * rates.model.num_layers * sizes.hidden_bytes
+    hidden = _spilled_bytes(rates, placement, shape)
     moved = form(
         len(nodes),
         N=queried + prefilled + hidden + _host_expert_bytes(rates, placement, shape),
@@ -182,6 +182,12 @@ def _dtoh(rates: Rates, placement: Placement, shape: PassShape, nodes: Nodes) ->
     )
     copies = _copies_per_sequence(rates, placement, shape, nodes)
     return moved, form(len(nodes), N=copies * rates.machine.link_latency("dtoh") / rates.machine.tensor_parallel_size)
+
+
+def _spilled_bytes(rates: Rates, placement: Placement, shape: PassShape) -> float:
+    """Hidden states of prefill that wait on the host between layers, per sequence and direction."""
+    layers = rates.model.num_layers - 1 if placement.spills_hidden_states else 0
+    return shape.prefill_share * rates.workload.prompt_len * layers * rates.sizes.hidden_bytes
 
 
 def _host_expert_bytes(rates: Rates, placement: Placement, shape: PassShape) -> float:

@@ -21,6 +21,7 @@ class Placement:
         are not overlapped with compute.
     pool_layers: layers' worth of streamed expert weights that the page pool holds; None lets the search choose the
         size of a ring that prefetches across layers.
+    paged: a layer's weights are copied in pages between the small copies, not in one piece before them; same busy times.
     prefill_chunk_tokens: tokens prefilled at a time; None leaves it to the machine (see Rates.prefill_chunk_tokens).
     """
 
@@ -32,6 +33,7 @@ class Placement:
     overlap: Overlap
     pool_layers: int | None
     single_micro_batch: bool = False
+    paged: bool = True
     prefill_chunk_tokens: int | None = None
 
     @property
@@ -43,6 +45,11 @@ class Placement:
     def streams_kv(self) -> bool:
         """Whether KV cache may cross to the GPU for attention there."""
         return self.attention in ("streamed", "split")
+
+    @property
+    def spills_hidden_states(self) -> bool:
+        """Whether prefill leaves hidden states on the host between layers; a single micro-batch's stay on the GPU."""
+        return not self.single_micro_batch
 
     @property
     def min_micro_batches(self) -> int:

@@ -20,14 +20,16 @@ _CGOPIPE = tuple(
     for attention, experts_on_cpu in product(_CORNERS, (False, True))
 )
 # FlexGen (arXiv 2303.06865), S4 of the MoE-Lightning paper: KV streamed, attention on the GPU.
-_FLEXGEN = tuple(Placement("flexgen", attention, False, "micro_batch", False, "full", 2) for attention in _KV_SHARES)
+_FLEXGEN = tuple(
+    Placement("flexgen", attention, False, "micro_batch", False, "full", 2, paged=False) for attention in _KV_SHARES
+)
 # S3: CPU attention that the GPU waits for.
-_FLEXGEN_CPU = (Placement("flexgen_cpu_attention", "cpu", False, "micro_batch", False, "cpu_serial", 2),)
+_FLEXGEN_CPU = (Placement("flexgen_cpu_attention", "cpu", False, "micro_batch", False, "cpu_serial", 2, paged=False),)
 # S2: FastDecode (arXiv 2403.11421) with weight streaming; its larger bubbles are the simulator's to show.
-_FASTDECODE = (Placement("fastdecode", "cpu", False, "micro_batch", False, "full", 2),)
+_FASTDECODE = (Placement("fastdecode", "cpu", False, "micro_batch", False, "full", 2, paged=False),)
 # ZeRO-Inference and accelerate: layers streamed under one batch whose KV stays on the GPU.
 _LAYER_STREAMING = (
-    Placement("layer_streaming", "resident", False, "micro_batch", False, "full", 2, single_micro_batch=True),
+    Placement("layer_streaming", "resident", False, "micro_batch", False, "full", 2, True, paged=False),
 )
 # MoE-Gen (arXiv 2503.09716): attention in micro-batches, experts over the batch, an expert ring across layers.
 _MODULE_BATCHED = tuple(

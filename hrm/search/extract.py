@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from hrm.predict.rates import Rates
 from hrm.schedule.placement import Placement
-from hrm.schedule.registry import published_name
+from hrm.schedule.registry import AUTO, published_name
 from hrm.search.relaxation import Col
 from hrm.spec.policy import Policy
 
@@ -39,6 +39,8 @@ def policy_from_solution(
         prefill_chunk_tokens=placement.prefill_chunk_tokens or rates.prefill_chunk_tokens,
         page_pool_bytes=max(0.0, float(x[Col.POOL]) * rates.machine.gpu_memory_bytes),
         tensor_parallel_size=rates.machine.tensor_parallel_size,
+        hidden_states_by="kernel" if placement.schedule == AUTO else "copy_engine",
+        host_weights="page_locked",
     )
 
 

@@ -33,6 +33,9 @@ class Policy(BaseModel):
     routed-expert weights resident there, `weights_on_disk` the share that lies on disk. `dense_weights_on_gpu` is the
     resident share of all other layer weights and the LM head. `page_pool_bytes` is GPU memory for streamed weights (all
     devices).
+    `hidden_states_by` says whether small copies to the GPU (attention results, hidden states) queue behind weights on the
+    copy engine or are read by a GPU kernel; `host_weights`, whether weights are copied straight from page-locked memory or
+    staged out of pageable memory first.
     With `mixed_prefill` every pass carries decode tokens and the prefill of the requests that replace finished ones
     (MoE-Lens); otherwise the whole batch is prefilled, then decoded (MoE-Lightning).
     """
@@ -55,6 +58,8 @@ class Policy(BaseModel):
     prefill_chunk_tokens: int = Field(ge=1)
     page_pool_bytes: float = Field(ge=0.0)
     tensor_parallel_size: int = Field(ge=1)
+    hidden_states_by: Literal["copy_engine", "kernel"] = "copy_engine"
+    host_weights: Literal["page_locked", "pageable"] = "page_locked"
 
     @property
     def num_micro_batches(self) -> int:

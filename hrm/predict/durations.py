@@ -1,0 +1,181 @@
+"""What every task of a graph costs on one machine."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from hrm.predict.layer_rates import Cost, LayerRates
+from hrm.predict.rates import Rates
+from hrm.roofline.linear import linear_operator
+from hrm.schedule.graph import TaskGraph
+from hrm.schedule.slice import MicroBatch
+from hrm.schedule.task import Kind, Task
+
+COPY_LINKS = {"HTOD": "htod", "ZERO_COPY": "htod", "DTOH": "dtoh"}
+
+
+@dataclass
+class TaskCosts:
+    """Costs of tasks of one (model, machine), computed once per kind of layer and amount of work.
+
+    Norms, rotary embedding, softmax, sampling and kernel launches are left out, as in the closed form; each copy costs
+    the link's latency beside its bytes.
+    """
+
+    rates: Rates
+    _cache: dict[tuple[object, ...], Cost] = field(default_factory=dict)
+    _layers: list[LayerRates] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        distinct = {layer: LayerRates(self.rates, layer) for layer, _ in self.rates.model.layer_groups}
+        self._layers = [distinct[layer] for layer in self.rates.model.layers]
+
+    def of_graph(self, graph: TaskGraph) -> list[Cost]:
+        """The cost of every task, in the graph's order."""
+        return [self.of_task(task, graph) for task in graph.tasks]
+
+    def of_task(self, task: Task, graph: TaskGraph) -> Cost:
+        """The cost of one task."""
+        batches = graph.slice.micro_batches
+        mb = batches[task.micro_batch] if task.micro_batch is not None else _NONE
+        layer, work = self._layers[task.layer], task.work
+        first = task.layer == 0 and task.kind == Kind.PRE_ATTENTION
+        key = (task.kind, id(layer), first, work.sequences, work.prompt_tokens, work.share, mb)
+        if key not in self._cache:
+            self._cache[key] = _COSTS[task.kind](self, layer, task, mb)
+        return self._cache[key]
+
+    def copy(self, task: Task, moved: float) -> Cost:
+        """A transfer over a host link."""
+        link = COPY_LINKS[task.resource]
+        machine = self.rates.machine
+        seconds = moved / machine.link_bytes_per_s(link) + machine.link_latency(link)
+        return Cost(seconds, 0.0, moved, moved)
+
+
+_NONE = MicroBatch()
+_CostFunction = Callable[[TaskCosts, LayerRates, Task, MicroBatch], Cost]
+
+
+def _tokens(task: Task) -> int:
+    return task.work.sequences + task.work.prompt_tokens
+
+
+def _hidden(costs: TaskCosts, layer: LayerRates, task: Task, mb: MicroBatch) -> Cost:
+    return costs.copy(task, _tokens(task) * costs.rates.sizes.hidden_bytes)
+
+
+def _pre_attention(costs: TaskCosts, layer: LayerRates, task: Task, mb: MicroBatch) -> Cost:
+    cost = layer.linears(post=False, tokens=float(_tokens(task)))
+    if task.layer > 0:
+        return cost
+    rows = 2 * _tokens(task) * costs.rates.sizes.hidden_bytes  # the embedding's rows, written and read
+    return Cost(cost.seconds + float(costs.rates.machine.memory_seconds("gpu", "linear", rows)), cost.flops, cost.bytes)
+
+
+def _post_attention(costs: TaskCosts, layer: LayerRates, task: Task, mb: MicroBatch) -> Cost:
+    return layer.linears(post=True, tokens=float(_tokens(task)))
+
+
+def _qkv_offload(costs: TaskCosts, layer: LayerRates, task: Task, mb: MicroBatch) -> Cost:
+    return costs.copy(task, task.work.sequences * layer.sizes.attention_input_bytes)
+
+
+def _cpu_attention(costs: TaskCosts, layer: LayerRates, task: Task, mb: MicroBatch) -> Cost:
+    return layer.decode_attention("cpu", float(task.work.sequences), mb.context_len)
+
+
+def _attention_load(costs: TaskCosts, layer: LayerRates, task: Task, mb: MicroBatch) -> Cost:
+    return costs.copy(task, task.work.sequences * layer.sizes.attention_output_bytes)
+
+
+def _kv_fetch(costs: TaskCosts, layer: LayerRates, task: Task, mb: MicroBatch) -> Cost:
+    cached = layer.sizes.kv_bytes_per_sequence(mb.context_len) * costs.rates.kv_replication
+    return costs.copy(task, task.work.sequences * task.work.share * cached)
+
+
+def _kv_store(costs: TaskCosts, layer: LayerRates, task: Task, mb: MicroBatch) -> Cost:
+    return costs.copy(task, _tokens(task) * task.work.share * layer.sizes.kv_bytes_per_token)
+
+
+def _gpu_attention(costs: TaskCosts, layer: LayerRates, task: Task, mb: MicroBatch) -> Cost:
+    if mb.is_prefill:
+        return layer.prefill_attention(mb.prompts, mb.prompt_len, mb.prompt_len_sq)
+    return layer.decode_attention("gpu", float(task.work.sequences), mb.context_len)
+
+
+def _expert_ffn(costs: TaskCosts, layer: LayerRates, task: Task, mb: MicroBatch) -> Cost:
+    return layer.experts("gpu", float(_tokens(task)), task.work.share)
+
+
+def _cpu_expert_ffn(costs: TaskCosts, layer: LayerRates, task: Task, mb: MicroBatch) -> Cost:
+    return layer.experts("cpu", float(_tokens(task)), task.work.share)
+
+
+def _weight_read(costs: TaskCosts, layer: LayerRates, task: Task, mb: MicroBatch) -> Cost:
+    moved = task.work.share * layer.sizes.expert_bytes
+    machine = costs.rates.machine
+    return Cost(moved / machine.link_bytes_per_s("disk_read") + machine.link_latency("disk_read"), 0.0, moved, moved)
+
+
+def _weight_stage(costs: TaskCosts, layer: LayerRates, task: Task, mb: MicroBatch) -> Cost:
+    """Read once and written once at the stated DRAM bandwidth; threads too few to reach it are left out."""
+    moved = 2 * task.work.share * layer.sizes.expert_bytes
+    return Cost(moved / costs.rates.machine.cpu_memory_bytes_per_s, 0.0, moved, moved)
+
+
+def _weight_fetch(costs: TaskCosts, layer: LayerRates, task: Task, mb: MicroBatch) -> Cost:
+    return costs.copy(task, task.work.share * layer.sizes.expert_bytes)
+
+
+def _dense_fetch(costs: TaskCosts, layer: LayerRates, task: Task, mb: MicroBatch) -> Cost:
+    return costs.copy(task, task.work.share * layer.dense_bytes)
+
+
+def _head_fetch(costs: TaskCosts, layer: LayerRates, task: Task, mb: MicroBatch) -> Cost:
+    return costs.copy(task, task.work.share * _head_bytes(costs))
+
+
+def _head_bytes(costs: TaskCosts) -> float:
+    """What is left of the weights that are not paged once every layer's are taken away."""
+    layers = sum(layer.dense_bytes for layer in costs._layers)
+    return max(0.0, costs.rates.sizes.dense_bytes - layers)
+
+
+def _all_reduce(costs: TaskCosts, layer: LayerRates, task: Task, mb: MicroBatch) -> Cost:
+    """A ring all-reduce of the hidden states: 2 (p - 1) / p of the bytes over each link."""
+    machine = costs.rates.machine
+    devices = machine.tensor_parallel_size
+    moved = _tokens(task) * costs.rates.sizes.hidden_bytes * 2 * (devices - 1) / devices
+    return Cost(moved / machine.link_bytes_per_s("gpu_to_gpu") + machine.link_latency("gpu_to_gpu"), 0.0, moved)
+
+
+def _lm_head(costs: TaskCosts, layer: LayerRates, task: Task, mb: MicroBatch) -> Cost:
+    """One row of logits per decoding sequence or finished prompt."""
+    rows = mb.sequences + mb.prompts
+    model, machine = costs.rates.model, costs.rates.machine
+    op = linear_operator("lm_head", model.hidden_size, model.vocab_size, rows, machine.precision)
+    return Cost(float(machine.seconds("gpu", op, float(_tokens(task)))), float(op.flops), float(op.bytes))
+
+
+_COSTS: dict[Kind, _CostFunction] = {
+    Kind.EMBEDDING_LOAD: _hidden,
+    Kind.HIDDEN_LOAD: _hidden,
+    Kind.HIDDEN_STORE: _hidden,
+    Kind.PRE_ATTENTION: _pre_attention,
+    Kind.QKV_OFFLOAD: _qkv_offload,
+    Kind.CPU_ATTENTION: _cpu_attention,
+    Kind.ATTENTION_LOAD: _attention_load,
+    Kind.KV_FETCH: _kv_fetch,
+    Kind.KV_STORE: _kv_store,
+    Kind.GPU_ATTENTION: _gpu_attention,
+    Kind.POST_ATTENTION: _post_attention,
+    Kind.EXPERT_FFN: _expert_ffn,
+    Kind.CPU_EXPERT_FFN: _cpu_expert_ffn,
+    Kind.WEIGHT_READ: _weight_read,
+    Kind.WEIGHT_STAGE: _weight_stage,
+    Kind.WEIGHT_FETCH: _weight_fetch,
+    Kind.DENSE_FETCH: _dense_fetch,
+    Kind.HEAD_FETCH: _head_fetch,
+    Kind.ALL_REDUCE: _all_reduce,
+    Kind.LM_HEAD: _lm_head,
+}

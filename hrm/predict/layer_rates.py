@@ -1,0 +1,100 @@
+"""Cost of each part of one layer on one machine: what the durations of tasks are made of."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from hrm.predict.machine import Machine
+from hrm.predict.rates import Rates
+from hrm.roofline.attention import decode_attention, prefill_attention
+from hrm.roofline.linear import expert_operator, layer_linears, linear_operator, routed_tokens_per_expert
+from hrm.roofline.operator import Operator, merge
+from hrm.roofline.sizes import Sizes
+from hrm.spec.model import LayerSpec, ModelSpec
+
+POST_ATTENTION = ("attention_output", "router", "shared_experts", "dense_ffn")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds a task takes alone, its flops, and the bytes it moves: over its link, or in the memory it computes from.
+
+    `dram_bytes` are those of them that pass through CPU memory.
+    """
+
+    seconds: float
+    flops: float = 0.0
+    bytes: float = 0.0
+    dram_bytes: float = 0.0
+
+
+@dataclass(frozen=True)
+class LayerRates:
+    """Costs of the parts of one layer; every operator at its own roof, as in the closed form.
+
+    `paged_ffn`: the layer's FFN takes the place of experts (a model without any).
+    """
+
+    rates: Rates
+    layer: LayerSpec
+
+    @property
+    def _machine(self) -> Machine:
+        return self.rates.machine
+
+    @cached_property
+    def _model(self) -> ModelSpec:
+        return replace(self.rates.model, layers=(self.layer,), encoder_layers=())
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        """What this layer alone weighs."""
+        return Sizes(self._model, self._machine.precision)
+
+    @cached_property
+    def dense_bytes(self) -> float:
+        """Weights of the layer that are not paged."""
+        paged = "experts" if self.rates.model.num_moe_layers else "dense_ffn"
+        parameters = self.layer.parameters(self.rates.model.hidden_size)
+        return (sum(parameters.values()) - parameters[paged]) * self._machine.precision.weight_bytes
+
+    def linears(self, post: bool, tokens: float) -> Cost:
+        """The projections before (QKV), or after attention: output, router, shared experts and dense FFN."""
+        parts = []
+        for name, projection in layer_linears(self.layer, self.rates.model.hidden_size):
+            if name == "dense_ffn" and not self.rates.model.num_moe_layers:
+                continue
+            if (name in POST_ATTENTION) == post:
+                widths = (projection.in_features, projection.out_features)
+                parts.append(linear_operator(name, *widths, tokens, self._machine.precision))
+        return self._gpu(merge(parts), tokens)
+
+    def _gpu(self, operators: tuple[Operator, ...], rows: float) -> Cost:
+        seconds = sum(float(self._machine.seconds("gpu", op, rows)) for op in operators)
+        return Cost(seconds, sum(float(op.flops) for op in operators), sum(float(op.bytes) for op in operators))
+
+    def decode_attention(self, level: str, sequences: float, context_len: float) -> Cost:
+        """Scores and PV of `sequences` decode steps in one fused read of their KV."""
+        parts = decode_attention(self._model, self._machine.precision, sequences, context_len)
+        flops, moved = sum(float(op.flops) for op in parts), sum(float(op.bytes) for op in parts)
+        if level == "gpu":
+            moved += (self.rates.kv_replication - 1) * sum(float(op.kv_bytes) for op in parts)
+        return self._attention(level, flops, moved, 1.0)
+
+    def prefill_attention(self, prompts: float, prompt_len: float, prompt_len_sq: float) -> Cost:
+        """Causal attention of whole prompts on the GPU."""
+        parts = prefill_attention(self._model, self._machine.precision, prompts, prompt_len, prompt_len_sq)
+        flops, moved = sum(float(op.flops) for op in parts), sum(float(op.bytes) for op in parts)
+        return self._attention("gpu", flops, moved, prompt_len)
+
+    def _attention(self, level: str, flops: float, moved: float, rows: float) -> Cost:
+        compute = float(self._machine.compute_seconds(level, "attention", flops, rows))
+        memory = float(self._machine.memory_seconds(level, "attention", moved))
+        return Cost(max(compute, memory), flops, moved, moved if level == "cpu" else 0.0)
+
+    def experts(self, level: str, tokens: float, share: float) -> Cost:
+        """`share` of the routed experts for a batch of `tokens`: those it touches are read once."""
+        op = expert_operator(self._model, self._machine.precision, tokens)
+        rows = routed_tokens_per_expert(self._model, tokens)
+        seconds = share * float(self._machine.seconds(level, op, rows))
+        moved = share * float(op.bytes)
+        return Cost(seconds, share * float(op.flops), moved, moved if level == "cpu" else 0.0)

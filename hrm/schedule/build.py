@@ -1,0 +1,119 @@
+"""From a policy and what a pass carries to its task graph."""
+
+import math
+from dataclasses import dataclass
+
+from hrm.errors import PolicyError
+from hrm.roofline.sizes import Sizes
+from hrm.schedule.builder import PassBuilder
+from hrm.schedule.graph import TaskGraph
+from hrm.schedule.module_batched import module_batched
+from hrm.schedule.on_demand import on_demand
+from hrm.schedule.pages import PagePlan
+from hrm.schedule.pipelined import LOOKAHEAD, pipelined
+from hrm.schedule.placement import Placement
+from hrm.schedule.registry import placement_of
+from hrm.schedule.slice import PassSlice
+from hrm.spec.policy import Policy
+
+MOST_PAGES = 32  # per layer: enough that filling and draining one page is a small part of a layer
+
+
+@dataclass(frozen=True)
+class CacheStats:
+    """How demand-fetched experts fare, per layer.
+
+    touched: share of the layer's experts that a pass's tokens choose. hit_rate: share of those that lie on the GPU.
+    """
+
+    touched: tuple[float, ...]
+    hit_rate: tuple[float, ...]
+
+
+def build_graph(sizes: Sizes, work: PassSlice, policy: Policy, cache: CacheStats | None = None) -> TaskGraph:
+    """The tasks of one pass under a policy.
+
+    `cache` (schedule expert_cache only) replaces uniform routing, under which the hit rate is `weights_on_gpu`.
+
+    Raises:
+        PolicyError: the schedule cannot run the policy, its page pool is too small for the pages it streams, or cache
+            statistics that do not cover every layer.
+    """
+    placement = placement_of(policy)
+    stats = _cache_stats(sizes, work, policy, cache) if placement.overlap == "on_demand" else None
+    plan = _page_plan(sizes, work, policy, placement, stats)
+    build = PassBuilder(sizes, work, policy, plan, stats.hit_rate if stats else ())
+    build.spills_hidden_states = placement.spills_hidden_states
+    if placement.overlap == "on_demand":
+        on_demand(build)
+    elif placement.overlap == "phases" and work.decodes:
+        module_batched(build)
+    else:
+        lookahead = 0 if placement.overlap == "cpu_serial" else LOOKAHEAD
+        pipelined(build, lookahead, placement.paged, ring=placement.pool_layers is None)
+    return build.graph()
+
+
+def _cache_stats(sizes: Sizes, work: PassSlice, policy: Policy, cache: CacheStats | None) -> CacheStats:
+    layers = sizes.model.num_layers
+    if cache is None:
+        touched = float(sizes.touched_share(float(work.tokens))) if work.decodes else 1.0
+        return CacheStats((touched,) * layers, (policy.weights_on_gpu,) * layers)
+    if not len(cache.touched) == len(cache.hit_rate) == layers:
+        raise PolicyError(
+            f"expert cache: statistics cover {len(cache.touched)} layers, {sizes.model.name} has {layers}; record a "
+            "routing trace of this model"
+        )
+    return cache
+
+
+def _page_plan(
+    sizes: Sizes, work: PassSlice, policy: Policy, placement: Placement, stats: CacheStats | None
+) -> PagePlan:
+    """Pages of the experts that are computed on the GPU but do not lie there."""
+    model = sizes.model
+    computed = policy.experts_on_gpu if work.decodes else 1.0
+    shares = [max(0.0, computed - policy.weights_on_gpu)] * model.num_layers
+    if stats is not None:
+        shares = [t * max(0.0, computed - h) for t, h in zip(stats.touched, stats.hit_rate, strict=True)]
+    paged = [layer.ffn.is_moe or not model.num_moe_layers for layer in model.layers]
+    shares = [share if has else 0.0 for share, has in zip(shares, paged, strict=True)]
+    layer_bytes = max(shares) * sizes.expert_bytes / sizes.num_expert_layers
+    if layer_bytes == 0:
+        return PagePlan((0,) * model.num_layers, tuple(shares), 0, 0)
+    pages = _pages_per_layer(sizes, len(work.micro_batches), max(shares), layer_bytes, policy, placement)
+    per_layer = tuple(pages if share > 0 else 0 for share in shares)
+    slots, ahead = _slots(pages, per_layer, layer_bytes / pages, policy, placement)
+    return PagePlan(per_layer, tuple(shares), slots, ahead)
+
+
+def _pages_per_layer(
+    sizes: Sizes, micro_batches: int, share: float, layer_bytes: float, policy: Policy, placement: Placement
+) -> int:
+    """One page per micro-batch where copies are interleaved with theirs, the whole layer, or groups of experts."""
+    if placement.pool_layers == 2:
+        return min(micro_batches, MOST_PAGES) if placement.paged else 1
+    experts = max(1, math.ceil(share * sizes.num_experts_total / sizes.num_expert_layers))
+    if placement.pool_layers == 1:
+        return min(experts, MOST_PAGES)
+    least = math.ceil(2 * layer_bytes / policy.page_pool_bytes - 1e-9) if policy.page_pool_bytes else experts
+    return max(1, min(experts, MOST_PAGES), least)
+
+
+def _slots(
+    pages: int, per_layer: tuple[int, ...], page_bytes: float, policy: Policy, placement: Placement
+) -> tuple[int, int]:
+    """Page slots, and how many pages a pass finds in place: the first layer's, or all that a ring holds but one."""
+    if placement.pool_layers == 2:
+        return 2 * pages, per_layer[0]
+    if placement.pool_layers == 1:
+        return pages, 0
+    slots = math.floor(policy.page_pool_bytes / page_bytes + 1e-9)
+    least = 2 if pages > 1 else 1
+    if slots < least:
+        raise PolicyError(
+            f"policy: page_pool_bytes {policy.page_pool_bytes:,.0f} holds {slots} pages of {page_bytes:,.0f} bytes; "
+            f"schedule {policy.schedule} needs {least}"
+        )
+    slots = min(slots, sum(per_layer))
+    return slots, max(0, slots - 1)

@@ -1,0 +1,154 @@
+"""Collects the tasks of a pass: indices, and the streams of weights that every schedule shares."""
+
+from collections.abc import Iterable
+
+from hrm.roofline.sizes import Sizes
+from hrm.schedule.graph import TaskGraph
+from hrm.schedule.pages import PagePlan
+from hrm.schedule.slice import PassSlice
+from hrm.schedule.task import Kind, Resource, Task, Work
+from hrm.spec.policy import Policy
+
+STAGING_BUFFERS = 2  # page-locked buffers between the staging thread (or the disk) and the copy engine
+
+
+class PassBuilder:
+    """Tasks of one pass in order of emission, which is the order of every queue.
+
+    `outputs[layer, micro_batch]` are the tasks after which a micro-batch's hidden state of that layer is complete.
+    """
+
+    def __init__(
+        self, sizes: Sizes, work: PassSlice, policy: Policy, plan: PagePlan, hit_rate: tuple[float, ...] = ()
+    ) -> None:
+        self.sizes, self.slice, self.policy, self.plan, self.hit_rate = sizes, work, policy, plan, hit_rate
+        self.num_layers = sizes.model.num_layers
+        self.outputs: dict[tuple[int, int], tuple[int, ...]] = {}
+        self.spills_hidden_states = True
+        self.tasks: list[Task] = []
+        self.block_starts: list[int] = []
+        self._next_page = plan.ahead
+        self._next_unit = 1  # dense weights: layers in order, then the LM head, then the next pass's first layer
+        self._fetched: dict[int, int] = {}
+        self._page_reader: dict[int, int] = {}
+        self._unit_fetched: dict[int, int] = {}
+        self._unit_reader: dict[int, int] = {}
+        self._reads: dict[int, int] = {}
+        self._routed: tuple[int, ...] = ()
+
+    @property
+    def small_copies(self) -> Resource:
+        """The queue of small urgent copies to the GPU: behind the weights, or past them."""
+        return Resource.ZERO_COPY if self.policy.hidden_states_by == "kernel" else Resource.HTOD
+
+    @property
+    def experts_on_gpu(self) -> float:
+        """Share of the experts' work done on the GPU: all of it in a pass that only prefills."""
+        return self.policy.experts_on_gpu if self.slice.decodes else 1.0
+
+    @property
+    def streams_dense(self) -> bool:
+        """Whether layer weights other than the experts are streamed."""
+        return self.policy.dense_weights_on_gpu < 1
+
+    def add(
+        self, kind: Kind, layer: int, micro_batch: int | None, resource: Resource, work: Work, after: Iterable[int]
+    ) -> int:
+        """Appends a task and returns its index."""
+        self.tasks.append(Task(kind, layer, micro_batch, resource, work, tuple(sorted(set(after)))))
+        return len(self.tasks) - 1
+
+    def begin_block(self) -> None:
+        """Marks where the tasks of the next layer begin."""
+        self.block_starts.append(len(self.tasks))
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether a layer has weights that are paged: routed experts, or any FFN of a model without experts."""
+        return self.sizes.model.layers[layer].ffn.is_moe or not self.sizes.model.num_moe_layers
+
+    def reads_dense(self, unit: int, reader: int | None = None) -> tuple[int, ...]:
+        """What the first use of a layer's dense weights waits for; notes `reader` as their latest use."""
+        if not self.streams_dense:
+            return ()
+        if reader is not None:
+            self._unit_reader[unit] = reader
+        return (self._unit_fetched[unit],) if unit in self._unit_fetched else ()
+
+    def fetch_dense(self, unit: int) -> None:
+        """Queues the streamed dense weights of all units up to `unit` (num_layers: LM head; one more: next pass)."""
+        while self.streams_dense and self._next_unit <= min(unit, self.num_layers + 1):
+            current, self._next_unit = self._next_unit, self._next_unit + 1
+            ahead, head = current > self.num_layers, current == self.num_layers
+            before = self._unit_reader.get(current - 2)
+            self._unit_fetched[current] = self.add(
+                Kind.HEAD_FETCH if head else Kind.DENSE_FETCH,
+                self.num_layers - 1 if head else current % (self.num_layers + 1),
+                None,
+                Resource.HTOD,
+                Work(share=1 - self.policy.dense_weights_on_gpu, ahead=ahead),
+                () if before is None else (before,),
+            )
+
+    def wait_for_routing(self, routed: int) -> None:
+        """From here on, pages are fetched only after `routed`, the router that asks for them."""
+        self._routed = (routed,)
+
+    def fetch_pages(self, end: int) -> None:
+        """Queues fetches of the next pages up to number `end`, as far as their slots have a last reader by now."""
+        plan = self.plan
+        end = min(end, plan.per_pass + plan.ahead)
+        while self._next_page < end:
+            freed = self._next_page - plan.num_slots
+            if freed >= 0 and freed not in self._page_reader:
+                return
+            self._fetch(self._next_page, () if freed < 0 else (self._page_reader[freed],))
+            self._next_page += 1
+
+    def _fetch(self, page: int, after: tuple[int, ...]) -> None:
+        layer, ahead = self.plan.layer_of(page), page >= self.plan.per_pass
+        work = Work(share=self.plan.share(page), pages=(page, page + 1), ahead=ahead)
+        sources: tuple[int, ...] = self._routed
+        if self.policy.weights_on_disk > 0:
+            share = self.policy.weights_on_disk / self.plan.per_layer[layer]
+            sources = (self._source(Kind.WEIGHT_READ, Resource.DISK, layer, page, share, sources),)
+            self._reads[page] = sources[0]
+        if self.policy.host_weights == "pageable":
+            sources = (self._source(Kind.WEIGHT_STAGE, Resource.HOST, layer, page, work.share, sources),)
+        self._fetched[page] = self.add(Kind.WEIGHT_FETCH, layer, None, Resource.HTOD, work, (*after, *sources))
+
+    def _source(
+        self, kind: Kind, resource: Resource, layer: int, page: int, share: float, after: tuple[int, ...] = ()
+    ) -> int:
+        """The step that brings a page to page-locked memory; its buffer is free once an earlier page has left it."""
+        before = page - STAGING_BUFFERS * (self.plan.per_layer[layer] if kind == Kind.WEIGHT_READ else 1)
+        freed = (self._fetched[before],) if before in self._fetched else ()
+        work = Work(share=share, pages=(page, page + 1), ahead=page >= self.plan.per_pass)
+        return self.add(kind, layer, None, resource, work, (*after, *freed))
+
+    def read_from_disk(self, layer: int) -> tuple[int, ...]:
+        """What experts on the CPU wait for where a part of the layer's experts lies on disk."""
+        if self.policy.weights_on_disk == 0:
+            return ()
+        read = [self._reads[page] for page in self.plan.of_layer(layer) if page in self._reads]
+        if self.plan.per_layer[layer]:
+            return tuple(read[-1:])
+        work = Work(share=self.policy.weights_on_disk)
+        return (self.add(Kind.WEIGHT_READ, layer, None, Resource.DISK, work, ()),)
+
+    def reads_pages(self, pages: range) -> tuple[int, ...]:
+        """What an expert FFN on `pages` waits for: the last of their fetches (the copy queue is in order)."""
+        fetched = [self._fetched[page] for page in pages if page in self._fetched]
+        return (max(fetched),) if fetched else ()
+
+    def note_reader(self, pages: range, reader: int) -> None:
+        """Notes the latest task that reads `pages`; their slots are free after the last one."""
+        for page in pages:
+            self._page_reader[page] = reader
+
+    def graph(self) -> TaskGraph:
+        """The finished pass: whatever is still to fetch for the next pass comes last."""
+        self.fetch_dense(self.num_layers + 1)
+        self.fetch_pages(self.plan.per_pass + self.plan.ahead)
+        return TaskGraph(
+            self.policy.schedule, self.num_layers, self.slice, self.plan, tuple(self.tasks), tuple(self.block_starts)
+        )

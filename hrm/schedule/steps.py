@@ -1,0 +1,147 @@
+"""The steps of a micro-batch through a layer, as every schedule takes them; only their order differs."""
+
+from dataclasses import replace
+
+from hrm.schedule.builder import PassBuilder
+from hrm.schedule.slice import MicroBatch
+from hrm.schedule.task import Kind, Resource, Work
+
+KV_BUFFERS = 2  # staging buffers for KV cache on its way to the GPU
+
+
+class Steps:
+    """Emits the tasks of micro-batches; remembers what the next step of each waits for."""
+
+    def __init__(self, build: PassBuilder) -> None:
+        self.build = build
+        self._entered: dict[tuple[int, int], int] = {}
+        self._attended: dict[tuple[int, int], int] = {}
+        self._kv: dict[tuple[int, int], int] = {}
+        self._kv_fetches = 0
+        self._kv_read: list[int] = []
+        policy = build.policy
+        self._kv_streamed = 1 - min(1.0, policy.kv_on_gpu / policy.attention_on_gpu) if policy.attention_on_gpu else 0.0
+
+    def enter(self, layer: int, j: int) -> None:
+        """Norm and QKV projection of a micro-batch, and what leaves the GPU for it: Q, K, V to the CPU, or K, V to store.
+
+        CPU attention is queued at once.
+        """
+        build, mb = self.build, self.build.slice.micro_batches[j]
+        before = self._hidden(layer, j, mb)
+        work = Work(mb.sequences, mb.prompt_tokens)
+        pre = build.add(Kind.PRE_ATTENTION, layer, j, Resource.GPU, work, (*before, *build.reads_dense(layer)))
+        build.reads_dense(layer, pre)
+        self._entered[layer, j] = pre
+        stored = 1 - build.policy.kv_on_gpu if mb.is_prefill else self._kv_streamed
+        if (mb.is_prefill or mb.gpu_sequences) and stored > 0:
+            tokens = Work(mb.gpu_sequences, mb.prompt_tokens, stored)
+            build.add(Kind.KV_STORE, layer, j, Resource.DTOH, tokens, (pre,))
+        on_cpu = mb.sequences - mb.gpu_sequences
+        if on_cpu:
+            sent = build.add(Kind.QKV_OFFLOAD, layer, j, Resource.DTOH, Work(on_cpu), (pre,))
+            self._attended[layer, j] = build.add(Kind.CPU_ATTENTION, layer, j, Resource.CPU, Work(on_cpu), (sent,))
+
+    def _hidden(self, layer: int, j: int, mb: MicroBatch) -> tuple[int, ...]:
+        """What makes the hidden state of a micro-batch present; between layers, prefill leaves it on the host."""
+        build, work = self.build, Work(mb.sequences, mb.prompt_tokens)
+        if layer == 0:
+            return (build.add(Kind.EMBEDDING_LOAD, 0, j, build.small_copies, work, ()),)
+        done = build.outputs[layer - 1, j]
+        if not mb.is_prefill or not build.spills_hidden_states:
+            return done
+        stored = build.add(Kind.HIDDEN_STORE, layer - 1, j, Resource.DTOH, work, done)
+        return (build.add(Kind.HIDDEN_LOAD, layer, j, build.small_copies, work, (stored,)),)
+
+    def fetch_kv(self, layer: int, j: int) -> None:
+        """Brings the cached K, V of a decoding micro-batch into one of two staging buffers."""
+        build, mb = self.build, self.build.slice.micro_batches[j]
+        if mb.gpu_sequences and self._kv_streamed > 0:
+            freed = (self._kv_read[self._kv_fetches - KV_BUFFERS],) if self._kv_fetches >= KV_BUFFERS else ()
+            self._kv_fetches += 1
+            work = Work(mb.gpu_sequences, share=self._kv_streamed)
+            self._kv[layer, j] = build.add(Kind.KV_FETCH, layer, j, Resource.HTOD, work, freed)
+
+    def load_attention(self, layer: int, j: int) -> None:
+        """Brings the CPU's attention result to the GPU."""
+        if (layer, j) in self._attended:
+            mb = self.build.slice.micro_batches[j]
+            work = Work(mb.sequences - mb.gpu_sequences)
+            after = (self._attended[layer, j],)
+            resource = self.build.small_copies
+            self._attended[layer, j] = self.build.add(Kind.ATTENTION_LOAD, layer, j, resource, work, after)
+
+    def attend(self, layer: int, j: int) -> None:
+        """Attention on the GPU, of prompt tokens or of the sequences whose share it is."""
+        build, mb = self.build, self.build.slice.micro_batches[j]
+        if not mb.is_prefill and not mb.gpu_sequences:
+            return
+        after = [self._entered[layer, j]]
+        if (layer, j) in self._kv:
+            after.append(self._kv[layer, j])
+        work = Work(mb.gpu_sequences, mb.prompt_tokens)
+        done = build.add(Kind.GPU_ATTENTION, layer, j, Resource.GPU, work, after)
+        if (layer, j) in self._kv:
+            self._kv_read.append(done)
+        self._entered[layer, j] = done
+
+    def post(self, layer: int, j: int) -> int:
+        """Output projection, norm, router, shared experts and dense FFN; summed over the GPUs where there are several."""
+        build, mb = self.build, self.build.slice.micro_batches[j]
+        after = [self._entered.pop((layer, j)), *build.reads_dense(layer)]
+        if (layer, j) in self._attended:
+            after.append(self._attended.pop((layer, j)))
+        work = Work(mb.sequences, mb.prompt_tokens)
+        done = build.add(Kind.POST_ATTENTION, layer, j, Resource.GPU, work, after)
+        build.reads_dense(layer, done)
+        return self.all_reduce(layer, j, (done,))[0] if build.policy.tensor_parallel_size > 1 else done
+
+    def all_reduce(self, layer: int, j: int, after: tuple[int, ...]) -> tuple[int, ...]:
+        """Sums a micro-batch's hidden states over the GPUs; nothing to do on one."""
+        build, mb = self.build, self.build.slice.micro_batches[j]
+        if build.policy.tensor_parallel_size == 1:
+            return after
+        work = Work(mb.sequences, mb.prompt_tokens)
+        return (build.add(Kind.ALL_REDUCE, layer, j, Resource.LINK, work, after),)
+
+    def experts(self, layer: int, j: int, routed: int) -> None:
+        """The routed experts of one micro-batch, on the GPU and the CPU as the policy divides them."""
+        build = self.build
+        done: tuple[int, ...] = (routed,)
+        if build.has_experts(layer):
+            share = build.experts_on_gpu
+            done = self._gpu_experts(layer, j, routed, share) if share > 0 else ()
+            if share < 1:
+                done = (*done, self.cpu_experts(layer, (j,), (routed,), 1 - share))
+            done = self.all_reduce(layer, j, done)
+        build.outputs[layer, j] = done
+
+    def _gpu_experts(self, layer: int, j: int, routed: int, share: float) -> tuple[int, ...]:
+        build, mb = self.build, self.build.slice.micro_batches[j]
+        pages = build.plan.of_layer(layer)
+        work = Work(mb.sequences, mb.prompt_tokens, share, (pages.start, pages.stop))
+        ffn = build.add(Kind.EXPERT_FFN, layer, j, Resource.GPU, work, (routed, *build.reads_pages(pages)))
+        build.note_reader(pages, ffn)
+        return (ffn,)
+
+    def cpu_experts(self, layer: int, micro_batches: tuple[int, ...], routed: tuple[int, ...], share: float) -> int:
+        """Experts on the CPU: hidden states of the micro-batches there, their share of the experts, results back."""
+        build = self.build
+        batch = [build.slice.micro_batches[j] for j in micro_batches]
+        stores = []
+        for j, mb, ready in zip(micro_batches, batch, routed, strict=True):
+            work = Work(mb.sequences, mb.prompt_tokens)
+            stores.append(build.add(Kind.HIDDEN_STORE, layer, j, Resource.DTOH, work, (ready,)))
+        total = Work(sum(mb.sequences for mb in batch), sum(mb.prompt_tokens for mb in batch), share)
+        j_or_all = micro_batches[0] if len(micro_batches) == 1 else None
+        read = build.read_from_disk(layer)
+        done = build.add(Kind.CPU_EXPERT_FFN, layer, j_or_all, Resource.CPU, total, (*stores[-1:], *read))
+        return build.add(Kind.HIDDEN_LOAD, layer, j_or_all, build.small_copies, replace(total, share=1.0), (done,))
+
+    def head(self, j: int) -> None:
+        """Last norm, LM head and sampling of a micro-batch."""
+        build, mb = self.build, self.build.slice.micro_batches[j]
+        last = build.num_layers - 1
+        after = (*build.outputs[last, j], *build.reads_dense(build.num_layers))
+        done = build.add(Kind.LM_HEAD, last, j, Resource.GPU, Work(mb.sequences, mb.prompt_tokens), after)
+        build.reads_dense(build.num_layers, done)
