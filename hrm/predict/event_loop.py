@@ -28,6 +28,7 @@ class EventLoop:
         self.start: Times = [[0.0] * len(queue) for queue in program.seconds]
         self.end: Times = [[0.0] * len(queue) for queue in program.seconds]
         self.blocks_run = 0
+        self.repeats: tuple[int, float] | None = None  # blocks and seconds after which the schedule repeats itself
         self._rate = [1.0 for _ in queues]
         self._left = [0.0 for _ in queues]  # work of the running task at time _since
         self._since = [0.0 for _ in queues]
@@ -53,6 +54,11 @@ class EventLoop:
         for resource, at, queue in zip(self.program.resources, self.position, self.program.seconds, strict=True):
             if at < len(queue):
                 raise ScheduleError(f"schedule: task {at} of queue {resource} waits for a task that never ends")
+
+    @property
+    def makespan(self) -> float:
+        """Seconds to the last end of a task, once run."""
+        return max(end for ends in self.end for end in ends[-1:])
 
     def _start_ready(self) -> bool:
         """Starts what can start; whether anything runs."""
@@ -113,6 +119,7 @@ class EventLoop:
             if before is not None and before[1] == relative and _same(before[2], left + running, self.now - before[0]):
                 copies = self._copies(block, period)
                 if copies:
+                    self.repeats = (period, self.now - before[0])
                     self._jump(block, period, copies, self.now - before[0])
                 return copies * period
         return 0
