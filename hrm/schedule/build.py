@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from hrm.errors import PolicyError
 from hrm.roofline.sizes import Sizes
 from hrm.schedule.builder import PassBuilder
+from hrm.schedule.flexgen import flexgen
 from hrm.schedule.graph import TaskGraph
 from hrm.schedule.module_batched import module_batched
 from hrm.schedule.on_demand import on_demand
 from hrm.schedule.pages import PagePlan
-from hrm.schedule.pipelined import LOOKAHEAD, pipelined
+from hrm.schedule.pipelined import pipelined
 from hrm.schedule.placement import Placement
 from hrm.schedule.registry import placement_of
 from hrm.schedule.slice import PassSlice
@@ -46,11 +47,12 @@ def build_graph(sizes: Sizes, work: PassSlice, policy: Policy, cache: CacheStats
     build.spills_hidden_states = placement.spills_hidden_states
     if placement.overlap == "on_demand":
         on_demand(build)
+    elif placement.stepwise:
+        flexgen(build)
     elif placement.overlap == "phases" and work.decodes:
         module_batched(build)
     else:
-        lookahead = 0 if placement.overlap == "cpu_serial" else LOOKAHEAD
-        pipelined(build, lookahead, placement.paged, ring=placement.pool_layers is None)
+        pipelined(build, placement.paged, ring=placement.pool_layers is None)
     return build.graph()
 
 
@@ -103,9 +105,12 @@ def _pages_per_layer(
 def _slots(
     pages: int, per_layer: tuple[int, ...], page_bytes: float, policy: Policy, placement: Placement
 ) -> tuple[int, int]:
-    """Page slots, and how many pages a pass finds in place: the first layer's, or all that a ring holds but one."""
+    """Page slots, and how many pages a pass finds in place: the first layer's, or all that a ring holds but one.
+
+    FlexGen loads a layer's experts beside its attention, the first layer's too.
+    """
     if placement.pool_layers == 2:
-        return 2 * pages, per_layer[0]
+        return 2 * pages, 0 if placement.stepwise else per_layer[0]
     if placement.pool_layers == 1:
         return pages, 0
     slots = math.floor(policy.page_pool_bytes / page_bytes + 1e-9)

@@ -35,6 +35,8 @@ class PassBuilder:
         self._unit_reader: dict[int, int] = {}
         self._reads: dict[int, int] = {}
         self._routed: tuple[int, ...] = ()
+        self._barrier: tuple[int, ...] = ()
+        self._step_begin = 0
 
     @property
     def small_copies(self) -> Resource:
@@ -55,8 +57,14 @@ class PassBuilder:
         self, kind: Kind, layer: int, micro_batch: int | None, resource: Resource, work: Work, after: Iterable[int]
     ) -> int:
         """Appends a task and returns its index."""
-        self.tasks.append(Task(kind, layer, micro_batch, resource, work, tuple(sorted(set(after)))))
+        self.tasks.append(Task(kind, layer, micro_batch, resource, work, tuple(sorted({*after, *self._barrier}))))
         return len(self.tasks) - 1
+
+    def synchronise(self) -> None:
+        """Whatever is added from here on waits for all that has been added before: the last task of every queue."""
+        last = {self.tasks[i].resource: i for i in range(self._step_begin, len(self.tasks))}
+        if last:
+            self._barrier, self._step_begin = tuple(last.values()), len(self.tasks)
 
     def begin_block(self) -> None:
         """Marks where the tasks of the next layer begin."""

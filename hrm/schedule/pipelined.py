@@ -1,12 +1,10 @@
 """CGOPipe and the schedules it is compared with: micro-batches through a layer one after the other.
 
-All are one function. What distinguishes them is how many micro-batches ahead attention is started, and how weights share
-the copy queue with the small copies:
+All are one function. What distinguishes them is how weights share the copy queue with the small copies:
 
-    cgopipe (MoE-Lightning, arXiv 2411.11217, Algorithm 1)   two ahead, weights in pages between the small copies
-    fastdecode (S2 of its Fig. 6)                            two ahead, a layer's weights in one piece before them
-    flexgen_cpu_attention (S3)                               none ahead: the GPU waits for the CPU
-    flexgen (S4), layer_streaming                            attention on the GPU, a layer's weights in one piece
+    cgopipe (MoE-Lightning, arXiv 2411.11217, Algorithm 1)   weights in pages between the small copies
+    fastdecode (S2 of its Fig. 6; arXiv 2403.11421)          a layer's weights in one piece before them
+    layer_streaming (ZeRO-Inference, accelerate)             the same with one micro-batch, attended on the GPU
 """
 
 import math
@@ -17,14 +15,16 @@ from hrm.schedule.steps import Steps
 LOOKAHEAD = 2  # micro-batches whose CPU attention is under way, Algorithm 1
 
 
-def pipelined(build: PassBuilder, lookahead: int, paged: bool, ring: bool = False) -> None:
+def pipelined(build: PassBuilder, paged: bool, ring: bool = False) -> None:
     """Emits a pass in which each micro-batch goes through attention and experts of a layer before the next one does.
+
+    CPU attention of the two micro-batches to come is always under way.
 
     With `ring`, pages are fetched as soon as a slot is free, not during the layer before.
     """
     steps, n = Steps(build), len(build.slice.micro_batches)
     places = [(layer, j) for layer in range(build.num_layers) for j in range(n)]
-    lookahead = min(lookahead, n - 1)
+    lookahead = min(LOOKAHEAD, n - 1)
     for place in places[:lookahead]:
         steps.enter(*place)
     steps.fetch_kv(*places[0])

@@ -22,6 +22,7 @@ class Placement:
     pool_layers: layers' worth of streamed expert weights that the page pool holds; None lets the search choose the
         size of a ring that prefetches across layers.
     paged: a layer's weights are copied in pages between the small copies, not in one piece before them; same busy times.
+    stepwise: queues are synchronised after every half layer of every micro-batch (FlexGen); same busy times.
     prefill_chunk_tokens: tokens prefilled at a time; None leaves it to the machine (see Rates.prefill_chunk_tokens).
     """
 
@@ -34,6 +35,7 @@ class Placement:
     pool_layers: int | None
     single_micro_batch: bool = False
     paged: bool = True
+    stepwise: bool = False
     prefill_chunk_tokens: int | None = None
 
     @property

@@ -21,10 +21,13 @@ _CGOPIPE = tuple(
 )
 # FlexGen (arXiv 2303.06865), S4 of the MoE-Lightning paper: KV streamed, attention on the GPU.
 _FLEXGEN = tuple(
-    Placement("flexgen", attention, False, "micro_batch", False, "full", 2, paged=False) for attention in _KV_SHARES
+    Placement("flexgen", attention, False, "micro_batch", False, "full", 2, paged=False, stepwise=True)
+    for attention in _KV_SHARES
 )
 # S3: CPU attention that the GPU waits for.
-_FLEXGEN_CPU = (Placement("flexgen_cpu_attention", "cpu", False, "micro_batch", False, "cpu_serial", 2, paged=False),)
+_FLEXGEN_CPU = (
+    Placement("flexgen_cpu_attention", "cpu", False, "micro_batch", False, "cpu_serial", 2, paged=False, stepwise=True),
+)
 # S2: FastDecode (arXiv 2403.11421) with weight streaming; its larger bubbles are the simulator's to show.
 _FASTDECODE = (Placement("fastdecode", "cpu", False, "micro_batch", False, "full", 2, paged=False),)
 # ZeRO-Inference and accelerate: layers streamed under one batch whose KV stays on the GPU.

@@ -15,7 +15,8 @@ class Workload:
 
     `prompt_len_avg`, `prompt_len_sq_avg` are the first two moments and `prompt_len_max` the longest prompt. `padded`
     means every prompt is padded to the longest, as FlexGen and MoE-Lightning(p) do. Where only an average is known the
-    second moment is its square, which leaves out the spread (prefill attention is then a lower bound).
+    second moment is its square, which leaves out the spread (prefill attention is then a lower bound). `prompt_lens` are
+    the single lengths where they are known.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Workload:
     gen_len: int
     padded: bool
     prompt_len_sq_avg: float
+    prompt_lens: tuple[int, ...] = ()
 
     @property
     def prompt_len(self) -> float:
@@ -82,7 +84,7 @@ def workload_from_lengths(lengths: Sequence[object], gen_len: object, padded: bo
         raise WorkloadError(f"{where}: holds no prompts; give at least one")
     whole = [_whole(n, f"{where}: prompt {i + 1}") for i, n in enumerate(lengths)]
     mean, square = sum(whole) / len(whole), sum(n * n for n in whole) / len(whole)
-    return Workload(name, mean, max(whole), _whole(gen_len, f"{where}: gen_len"), bool(padded), square)
+    return Workload(name, mean, max(whole), _whole(gen_len, f"{where}: gen_len"), bool(padded), square, tuple(whole))
 
 
 def _positive(value: object, where: str) -> float:

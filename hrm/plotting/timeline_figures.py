@@ -1,0 +1,44 @@
+"""Whole figures of timelines and of throughputs: what the command line and the notebooks save."""
+
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+from hrm.plotting.compare_bars import Bar, plot_compare_bars
+from hrm.plotting.gantt import legend_rows, plot_gantt
+from hrm.plotting.style import style
+from hrm.predict.timeline import Timeline
+
+WIDTH = 14.5  # inches
+ROW = 0.68  # inches per queue
+
+
+def gantt_figure(timeline: Timeline, layers: tuple[int, int] | None = None) -> Figure:
+    """One timeline, a row per queue.
+
+    Raises:
+        HrmError: as `plot_gantt`.
+    """
+    kinds = {task.kind for task in timeline.graph.tasks}
+    above, below = 0.5, 0.75 + 0.28 * legend_rows(len(kinds))
+    height = ROW * (len(timeline.graph.queues) + 0.35) + above + below
+    with style():
+        figure = Figure(figsize=(WIDTH, height))
+        figure.subplots_adjust(left=0.085, right=0.985, top=1 - above / height, bottom=below / height)
+        plot_gantt(timeline, figure.subplots(), layers)
+    return figure
+
+
+def compare_figure(bars: Sequence[Bar], unit: str = "tokens/s") -> Figure:
+    """Schedules or systems side by side, a bar each.
+
+    Raises:
+        HrmError: as `plot_compare_bars`.
+    """
+    above, below = 0.2, 1.05
+    height = 0.55 * max(len(bars), 1) + above + below
+    with style():
+        figure = Figure(figsize=(10.5, height))
+        figure.subplots_adjust(left=0.27, right=0.98, top=1 - above / height, bottom=below / height)
+        plot_compare_bars(bars, figure.subplots(), unit)
+    return figure
