@@ -10,6 +10,7 @@ from hrm.schedule.graph import TaskGraph
 from hrm.schedule.slice import MicroBatch
 from hrm.schedule.task import Kind, Task
 
+COPY_TRAFFIC = 3  # bytes of DRAM traffic per byte copied with ordinary stores, which allocate the line they write
 COPY_LINKS = {"HTOD": "htod", "ZERO_COPY": "htod", "DTOH": "dtoh"}
 
 
@@ -118,9 +119,20 @@ def _weight_read(costs: TaskCosts, layer: LayerRates, task: Task, mb: MicroBatch
 
 
 def _weight_stage(costs: TaskCosts, layer: LayerRates, task: Task, mb: MicroBatch) -> Cost:
-    """Read once and written once at the stated DRAM bandwidth; threads too few to reach it are left out."""
-    moved = 2 * task.work.share * layer.sizes.expert_bytes
+    return _host_copy(costs, task.work.share * layer.sizes.expert_bytes)
+
+
+def _host_copy(costs: TaskCosts, size: float) -> Cost:
+    """A copy within CPU memory at its stated bandwidth: read, line fetched for writing, written back.
+
+    Leaves out copies with streaming stores, which fetch nothing, and threads too few to reach the bandwidth.
+    """
+    moved = COPY_TRAFFIC * size
     return Cost(moved / costs.rates.machine.cpu_memory_bytes_per_s, 0.0, moved, moved)
+
+
+def _kv_stage(costs: TaskCosts, layer: LayerRates, task: Task, mb: MicroBatch) -> Cost:
+    return _host_copy(costs, task.work.sequences * task.work.share * layer.sizes.kv_bytes_per_sequence(mb.context_len))
 
 
 def _weight_fetch(costs: TaskCosts, layer: LayerRates, task: Task, mb: MicroBatch) -> Cost:
@@ -173,6 +185,7 @@ _COSTS: dict[Kind, _CostFunction] = {
     Kind.CPU_EXPERT_FFN: _cpu_expert_ffn,
     Kind.WEIGHT_READ: _weight_read,
     Kind.WEIGHT_STAGE: _weight_stage,
+    Kind.KV_STAGE: _kv_stage,
     Kind.WEIGHT_FETCH: _weight_fetch,
     Kind.DENSE_FETCH: _dense_fetch,
     Kind.HEAD_FETCH: _head_fetch,

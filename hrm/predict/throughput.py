@@ -52,17 +52,24 @@ def simulate_throughput(simulator: Simulator, policy: Policy, cache: CacheStats 
     """
     workload = simulator.rates.workload
     promised = predict(simulator.rates, policy).generation_throughput
+    prefill, decode = generation_seconds(simulator, policy, cache)
+    return SimulatedThroughput(policy.batch_size, workload.gen_len, prefill, decode, promised)
+
+
+def generation_seconds(
+    simulator: Simulator, policy: Policy, cache: CacheStats | None = None
+) -> tuple[float, float]:
+    """Seconds of the prefill pass and of all other passes of one batch; whether the policy fits is not asked."""
+    workload = simulator.rates.workload
     steps = workload.gen_len
     if policy.mixed_prefill:
-        seconds = simulator.pass_seconds(policy, mixed_slice(policy, workload), cache)
-        return SimulatedThroughput(policy.batch_size, steps, 0.0, steps * seconds, promised)
+        return 0.0, steps * simulator.pass_seconds(policy, mixed_slice(policy, workload), cache)
     prefill = simulator.pass_seconds(policy, prefill_slice(policy, workload))
 
     def decode(step: int) -> float:
         return simulator.pass_seconds(policy, decode_slice(policy, workload.prompt_len + step), cache)
 
-    total = _sum_over_steps(decode, 1, steps - 1) if steps > 1 else 0.0
-    return SimulatedThroughput(policy.batch_size, steps, prefill, total, promised)
+    return prefill, _sum_over_steps(decode, 1, steps - 1) if steps > 1 else 0.0
 
 
 def _sum_over_steps(seconds: Callable[[int], float], first: int, last: int) -> float:

@@ -52,8 +52,12 @@ def build_graph(sizes: Sizes, work: PassSlice, policy: Policy, cache: CacheStats
     elif placement.overlap == "phases" and work.decodes:
         module_batched(build)
     else:
-        pipelined(build, placement.paged, ring=placement.pool_layers is None)
+        pipelined(build, placement.paged, ring=placement.pool_layers is None, ahead=_fetches_ahead(policy, work))
     return build.graph()
+
+
+def _fetches_ahead(policy: Policy, work: PassSlice) -> bool:
+    return work.decodes or policy.weight_prefetch == "always"
 
 
 def _cache_stats(sizes: Sizes, work: PassSlice, policy: Policy, cache: CacheStats | None) -> CacheStats:
@@ -110,7 +114,8 @@ def _slots(
     FlexGen loads a layer's experts beside its attention, the first layer's too.
     """
     if placement.pool_layers == 2:
-        return 2 * pages, 0 if placement.stepwise else per_layer[0]
+        from_start = placement.stepwise or policy.weight_prefetch == "within_decode"
+        return 2 * pages, 0 if from_start else per_layer[0]
     if placement.pool_layers == 1:
         return pages, 0
     slots = math.floor(policy.page_pool_bytes / page_bytes + 1e-9)

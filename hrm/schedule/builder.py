@@ -9,6 +9,7 @@ from hrm.schedule.slice import PassSlice
 from hrm.schedule.task import Kind, Resource, Task, Work
 from hrm.spec.policy import Policy
 
+NO_SHARE = 1e-9  # rounding of shares that the solver made equal
 STAGING_BUFFERS = 2  # page-locked buffers between the staging thread (or the disk) and the copy engine
 
 
@@ -33,7 +34,8 @@ class PassBuilder:
         self._page_reader: dict[int, int] = {}
         self._unit_fetched: dict[int, int] = {}
         self._unit_reader: dict[int, int] = {}
-        self._reads: dict[int, int] = {}
+        self._host_shares: dict[int, int] = {}
+        self._host_reader: dict[int, int] = {}
         self._routed: tuple[int, ...] = ()
         self._barrier: tuple[int, ...] = ()
         self._step_begin = 0
@@ -66,9 +68,17 @@ class PassBuilder:
         if last:
             self._barrier, self._step_begin = tuple(last.values()), len(self.tasks)
 
+    def wait_for(self, resource: Resource) -> None:
+        """Whatever is added from here on to the end of the step waits for the tasks of one queue added in it so far."""
+        found = [i for i in range(self._step_begin, len(self.tasks)) if self.tasks[i].resource == resource]
+        self._barrier = (*self._barrier, *found[-1:])
+
     def begin_block(self) -> None:
-        """Marks where the tasks of the next layer begin."""
+        """Marks where the tasks of the next layer begin; the CPU's share of disk is read up to the one after it."""
         self.block_starts.append(len(self.tasks))
+        layer = len(self.block_starts) - 1
+        for following in range(layer + (layer > 0), min(layer + 2, self.num_layers)):
+            self._read_host_share(following)
 
     def has_experts(self, layer: int) -> bool:
         """Whether a layer has weights that are paged: routed experts, or any FFN of a model without experts."""
@@ -117,9 +127,8 @@ class PassBuilder:
         work = Work(share=self.plan.share(page), pages=(page, page + 1), ahead=ahead)
         sources: tuple[int, ...] = self._routed
         if self.policy.weights_on_disk > 0:
-            share = self.policy.weights_on_disk / self.plan.per_layer[layer]
+            share = self._paged_disk_share(layer) / self.plan.per_layer[layer]
             sources = (self._source(Kind.WEIGHT_READ, Resource.DISK, layer, page, share, sources),)
-            self._reads[page] = sources[0]
         if self.policy.host_weights == "pageable":
             sources = (self._source(Kind.WEIGHT_STAGE, Resource.HOST, layer, page, work.share, sources),)
         self._fetched[page] = self.add(Kind.WEIGHT_FETCH, layer, None, Resource.HTOD, work, (*after, *sources))
@@ -133,15 +142,26 @@ class PassBuilder:
         work = Work(share=share, pages=(page, page + 1), ahead=page >= self.plan.per_pass)
         return self.add(kind, layer, None, resource, work, (*after, *freed))
 
-    def read_from_disk(self, layer: int) -> tuple[int, ...]:
-        """What experts on the CPU wait for where a part of the layer's experts lies on disk."""
-        if self.policy.weights_on_disk == 0:
-            return ()
-        read = [self._reads[page] for page in self.plan.of_layer(layer) if page in self._reads]
-        if self.plan.per_layer[layer]:
-            return tuple(read[-1:])
-        work = Work(share=self.policy.weights_on_disk)
-        return (self.add(Kind.WEIGHT_READ, layer, None, Resource.DISK, work, ()),)
+    def _paged_disk_share(self, layer: int) -> float:
+        """Share of a layer's experts that lies on disk and is copied to the GPU; the CPU computes the rest of it."""
+        on_disk = self.policy.weights_on_disk
+        return on_disk if self.experts_on_gpu == 1 else min(on_disk, self.plan.layer_share[layer])
+
+    def _read_host_share(self, layer: int) -> None:
+        """Reads the share of a layer on disk that the CPU computes, into one of two buffers."""
+        share = self.policy.weights_on_disk - self._paged_disk_share(layer)
+        if share > NO_SHARE and self.has_experts(layer):
+            before = list(self._host_shares)[-STAGING_BUFFERS : -STAGING_BUFFERS + 1]
+            freed = [self._host_reader[former] for former in before]
+            self._host_shares[layer] = self.add(Kind.WEIGHT_READ, layer, None, Resource.DISK, Work(share=share), freed)
+
+    def reads_host_share(self, layer: int) -> tuple[int, ...]:
+        """What experts on the CPU wait for where a part of theirs lies on disk."""
+        return (self._host_shares[layer],) if layer in self._host_shares else ()
+
+    def note_host_reader(self, layer: int, reader: int) -> None:
+        """Notes the latest task that computes a layer's experts on the CPU."""
+        self._host_reader[layer] = reader
 
     def reads_pages(self, pages: range) -> tuple[int, ...]:
         """What an expert FFN on `pages` waits for: the last of their fetches (the copy queue is in order)."""

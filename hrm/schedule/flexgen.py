@@ -2,11 +2,13 @@
 
 Attention of all micro-batches, then experts of all micro-batches, in steps: each step loads what the next one needs beside
 its own work, and the next begins when all of that is done (its `sync()` after every layer and batch). The weights of the
-next half layer are loaded, in one piece, beside the first step of this one.
+next half layer are loaded, in one piece, beside the first step of this one. Pageable memory is staged by the thread that then
+launches the step's compute.
 """
 
 from hrm.schedule.builder import PassBuilder
 from hrm.schedule.steps import Steps
+from hrm.schedule.task import Resource
 
 
 def flexgen(build: PassBuilder) -> None:
@@ -22,6 +24,7 @@ def flexgen(build: PassBuilder) -> None:
                 build.fetch_pages(build.plan.first[layer + 1])
             if j + 1 < n:
                 steps.fetch_kv(layer, j + 1)
+            build.wait_for(Resource.HOST)
             routed.append(_attention(steps, layer, j))
             build.synchronise()
         for j in range(n):

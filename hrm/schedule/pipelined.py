@@ -15,12 +15,13 @@ from hrm.schedule.steps import Steps
 LOOKAHEAD = 2  # micro-batches whose CPU attention is under way, Algorithm 1
 
 
-def pipelined(build: PassBuilder, paged: bool, ring: bool = False) -> None:
+def pipelined(build: PassBuilder, paged: bool, ring: bool = False, ahead: bool = True) -> None:
     """Emits a pass in which each micro-batch goes through attention and experts of a layer before the next one does.
 
     CPU attention of the two micro-batches to come is always under way.
 
-    With `ring`, pages are fetched as soon as a slot is free, not during the layer before.
+    With `ring`, pages are fetched as soon as a slot is free, not during the layer before; without `ahead`, each layer's when
+    the one before is done.
     """
     steps, n = Steps(build), len(build.slice.micro_batches)
     places = [(layer, j) for layer in range(build.num_layers) for j in range(n)]
@@ -34,14 +35,18 @@ def pipelined(build: PassBuilder, paged: bool, ring: bool = False) -> None:
             build.fetch_dense(layer + 1)
         if k + lookahead < len(places):
             steps.enter(*places[k + lookahead])
-        if not paged:
+        if j == 0:  # what no earlier layer has fetched of this one
+            build.fetch_pages(build.plan.first[layer + 1])
+        if ahead and not paged:
             _fetch(build, layer, j, n, ring)
         steps.load_attention(layer, j)
         if k + 1 < len(places):
             steps.fetch_kv(*places[k + 1])
-        if paged:
+        if ahead and paged:
             _fetch(build, layer, j, n, ring)
         _compute(build, steps, layer, j)
+        if not ahead and j == n - 1:
+            build.synchronise()
 
 
 def _compute(build: PassBuilder, steps: Steps, layer: int, j: int) -> None:
@@ -54,7 +59,6 @@ def _compute(build: PassBuilder, steps: Steps, layer: int, j: int) -> None:
 def _fetch(build: PassBuilder, layer: int, j: int, n: int, ring: bool) -> None:
     """Fetches of step (layer, j): the next layer's pages in n equal parts, or whatever has a free slot."""
     plan = build.plan
-    build.fetch_pages(plan.first[layer + 1])  # what a ring too small to run ahead still lacks of this layer
     if ring:
         build.fetch_pages(plan.per_pass + plan.ahead)
         return

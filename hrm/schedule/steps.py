@@ -17,6 +17,7 @@ class Steps:
         self._entered: dict[tuple[int, int], int] = {}
         self._attended: dict[tuple[int, int], int] = {}
         self._kv: dict[tuple[int, int], int] = {}
+        self._stored: dict[tuple[int, int], int] = {}
         self._kv_fetches = 0
         self._kv_read: list[int] = []
         policy = build.policy
@@ -28,15 +29,17 @@ class Steps:
         CPU attention is queued at once.
         """
         build, mb = self.build, self.build.slice.micro_batches[j]
-        before = self._hidden(layer, j, mb)
+        before = [*self._hidden(layer, j, mb), *build.reads_dense(layer)]
+        if (layer - 1, j) in self._stored:
+            before.append(self._stored.pop((layer - 1, j)))
         work = Work(mb.sequences, mb.prompt_tokens)
-        pre = build.add(Kind.PRE_ATTENTION, layer, j, Resource.GPU, work, (*before, *build.reads_dense(layer)))
+        pre = build.add(Kind.PRE_ATTENTION, layer, j, Resource.GPU, work, before)
         build.reads_dense(layer, pre)
         self._entered[layer, j] = pre
         stored = 1 - build.policy.kv_on_gpu if mb.is_prefill else self._kv_streamed
         if (mb.is_prefill or mb.gpu_sequences) and stored > 0:
             tokens = Work(mb.gpu_sequences, mb.prompt_tokens, stored)
-            build.add(Kind.KV_STORE, layer, j, Resource.DTOH, tokens, (pre,))
+            self._stored[layer, j] = build.add(Kind.KV_STORE, layer, j, Resource.DTOH, tokens, (pre,))
         on_cpu = mb.sequences - mb.gpu_sequences
         if on_cpu:
             sent = build.add(Kind.QKV_OFFLOAD, layer, j, Resource.DTOH, Work(on_cpu), (pre,))
@@ -60,6 +63,8 @@ class Steps:
             freed = (self._kv_read[self._kv_fetches - KV_BUFFERS],) if self._kv_fetches >= KV_BUFFERS else ()
             self._kv_fetches += 1
             work = Work(mb.gpu_sequences, share=self._kv_streamed)
+            if build.policy.host_weights == "pageable":
+                freed = (*freed, build.add(Kind.KV_STAGE, layer, j, Resource.HOST, work, freed))
             self._kv[layer, j] = build.add(Kind.KV_FETCH, layer, j, Resource.HTOD, work, freed)
 
     def load_attention(self, layer: int, j: int) -> None:
@@ -121,7 +126,8 @@ class Steps:
         pages = build.plan.of_layer(layer)
         work = Work(mb.sequences, mb.prompt_tokens, share, (pages.start, pages.stop))
         ffn = build.add(Kind.EXPERT_FFN, layer, j, Resource.GPU, work, (routed, *build.reads_pages(pages)))
-        build.note_reader(pages, ffn)
+        if j == len(build.slice.micro_batches) - 1:
+            build.note_reader(pages, ffn)
         return (ffn,)
 
     def cpu_experts(self, layer: int, micro_batches: tuple[int, ...], routed: tuple[int, ...], share: float) -> int:
@@ -134,8 +140,9 @@ class Steps:
             stores.append(build.add(Kind.HIDDEN_STORE, layer, j, Resource.DTOH, work, (ready,)))
         total = Work(sum(mb.sequences for mb in batch), sum(mb.prompt_tokens for mb in batch), share)
         j_or_all = micro_batches[0] if len(micro_batches) == 1 else None
-        read = build.read_from_disk(layer)
-        done = build.add(Kind.CPU_EXPERT_FFN, layer, j_or_all, Resource.CPU, total, (*stores[-1:], *read))
+        after = (*stores[-1:], *build.reads_host_share(layer))
+        done = build.add(Kind.CPU_EXPERT_FFN, layer, j_or_all, Resource.CPU, total, after)
+        build.note_host_reader(layer, done)
         return build.add(Kind.HIDDEN_LOAD, layer, j_or_all, build.small_copies, replace(total, share=1.0), (done,))
 
     def head(self, j: int) -> None:

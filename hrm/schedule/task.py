@@ -39,6 +39,7 @@ class Kind(StrEnum):
     CPU_EXPERT_FFN = "cpu_expert_ffn"  # routed experts on the CPU
     WEIGHT_READ = "weight_read"  # expert page, disk to CPU memory
     WEIGHT_STAGE = "weight_stage"  # page, pageable to page-locked CPU memory
+    KV_STAGE = "kv_stage"  # cached K, V, pageable to page-locked CPU memory
     WEIGHT_FETCH = "weight_fetch"  # expert page, host to its slot on the GPU
     DENSE_FETCH = "dense_fetch"  # a layer's streamed weights but the experts, host to GPU
     HEAD_FETCH = "head_fetch"  # the streamed share of the LM head, host to GPU

@@ -34,8 +34,9 @@ class Policy(BaseModel):
     resident share of all other layer weights and the LM head. `page_pool_bytes` is GPU memory for streamed weights (all
     devices).
     `hidden_states_by` says whether small copies to the GPU (attention results, hidden states) queue behind weights on the
-    copy engine or are read by a GPU kernel; `host_weights`, whether weights are copied straight from page-locked memory or
-    staged out of pageable memory first.
+    copy engine or are read by a GPU kernel; `host_weights`, whether weights and KV cache are copied straight from page-locked
+    memory or staged out of pageable memory first; `weight_prefetch`, whether weights are fetched ahead in all passes and
+    across them, or in decode passes only and not for the next pass.
     With `mixed_prefill` every pass carries decode tokens and the prefill of the requests that replace finished ones
     (MoE-Lens); otherwise the whole batch is prefilled, then decoded (MoE-Lightning).
     """
@@ -60,6 +61,7 @@ class Policy(BaseModel):
     tensor_parallel_size: int = Field(ge=1)
     hidden_states_by: Literal["copy_engine", "kernel"] = "copy_engine"
     host_weights: Literal["page_locked", "pageable"] = "page_locked"
+    weight_prefetch: Literal["always", "within_decode"] = "always"
 
     @property
     def num_micro_batches(self) -> int:
