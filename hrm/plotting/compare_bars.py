@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 from hrm.errors import HrmError
 from hrm.plotting.page import page_size, text_size
@@ -12,6 +13,7 @@ from hrm.plotting.style import COLOURS, LABEL_SIZE
 
 HEIGHT = 0.62  # of a bar, in rows
 AWAY = 8.0  # points from a bar, or its bound, to its value
+LEGEND_BELOW = 27.0  # points from the axes down to the legend
 ROOM = 0.4  # of the axes' width that the longest bar keeps, however long the texts
 
 
@@ -31,7 +33,7 @@ class Bar:
 
 
 def plot_compare_bars(bars: Sequence[Bar], ax: Axes, unit: str = "tokens/s") -> Axes:
-    """Bars from top to bottom as given, with values and remarks behind them and a tick at each bound.
+    """Bars from top to bottom as given, with their values, remarks behind them, and a tick at each bound.
 
     Raises:
         HrmError: no bar, or a value or bound that is negative or not finite.
@@ -42,18 +44,25 @@ def plot_compare_bars(bars: Sequence[Bar], ax: Axes, unit: str = "tokens/s") -> 
     ax.set_yticks(rows, [bar.label for bar in bars])
     ax.set_ylim(len(bars) - 0.5, -0.5)
     ax.set_xlim(0, _right_end(ax, bars))
-    bounds = [(row, bar.bound) for row, bar in enumerate(bars) if bar.bound is not None]
-    if bounds:
-        at, reach = [row for row, _ in bounds], HEIGHT / 2 + 0.1
-        ax.vlines([bound for _, bound in bounds], [row - reach for row in at], [row + reach for row in at],
-                  color=COLOURS["text"], linewidth=1.8, label="what the roofs allow (closed form)")  # fmt: skip
-        ax.legend(loc="upper right", bbox_to_anchor=(1.0, -24 / page_size(ax)[1]), borderaxespad=0.0)
     for row, bar in enumerate(bars):
         _write(ax, row, bar)
     ax.tick_params(axis="y", length=0)
     ax.xaxis.set_major_formatter("{x:,g}")
     ax.set_xlabel(unit, loc="left")
+    _draw_bounds(ax, bars)
     return ax
+
+
+def _draw_bounds(ax: Axes, bars: Sequence[Bar]) -> None:
+    bounds = {row: bar.bound for row, bar in enumerate(bars) if bar.bound is not None}
+    if not bounds:
+        return
+    low, high = [row - HEIGHT / 2 - 0.1 for row in bounds], [row + HEIGHT / 2 + 0.1 for row in bounds]
+    ax.vlines(list(bounds.values()), low, high, color=COLOURS["text"], linewidth=1.8)
+    mark = Line2D([], [], linestyle="", marker="|", markersize=14, markeredgewidth=1.8, color=COLOURS["text"],
+                  label="what the roofs allow (closed form)")  # fmt: skip
+    ax.legend(handles=[mark], loc="upper right", bbox_to_anchor=(1.0, -LEGEND_BELOW / page_size(ax)[1]),
+              borderaxespad=0.0, borderpad=0.0, handletextpad=0.2)  # fmt: skip
 
 
 def _check(bars: Sequence[Bar]) -> None:
@@ -78,12 +87,23 @@ def _texts_width(bar: Bar) -> float:
 
 
 def _write(ax: Axes, row: int, bar: Bar) -> None:
-    ax.annotate(_number(bar), (bar.reach, row), xytext=(AWAY, 0), textcoords="offset points", va="center",
-                fontsize=LABEL_SIZE, fontweight="bold", color=COLOURS["text"])  # fmt: skip
+    """The value inside its bar where bar and bound leave room, else behind both; the remark behind both."""
+    number, value = _number(bar), bar.seconds_or_throughput
+    needed, behind = text_size(number, LABEL_SIZE, True)[0] + 2 * AWAY, AWAY
+    before = bar.bound if bar.bound is not None and bar.bound < value else 0.0
+    inside = (value - before) * page_size(ax)[0] / ax.get_xlim()[1] > needed
+    at = (value, -AWAY, "white", "right") if inside else (bar.reach, AWAY, COLOURS["text"], "left")
+    _text(ax, row, number, *at, bold=True)
+    if not inside:
+        behind += needed - AWAY
     if bar.note:
-        behind = 2 * AWAY + text_size(_number(bar), LABEL_SIZE, True)[0]
-        ax.annotate(bar.note, (bar.reach, row), xytext=(behind, 0), textcoords="offset points", va="center",
-                    fontsize=LABEL_SIZE, color=COLOURS["muted"])  # fmt: skip
+        _text(ax, row, bar.note, bar.reach, behind, COLOURS["muted"], "left")
+
+
+def _text(ax: Axes, row: int, text: str, x: float, off: float, colour: str, side: str, bold: bool = False) -> None:
+    """A text that begins, or on the other side ends, `off` points from x."""
+    ax.annotate(text, (x, row), xytext=(off, 0), textcoords="offset points", va="center_baseline", ha=side,
+                fontsize=LABEL_SIZE, fontweight="bold" if bold else "normal", color=colour)  # fmt: skip
 
 
 def _number(bar: Bar) -> str:

@@ -36,13 +36,15 @@ KINDS = {
     Kind.HIDDEN_LOAD: ("hidden in", "#4A1F66"),
     Kind.KV_FETCH: ("KV in", "#E3C000"),
     Kind.KV_STORE: ("KV out", "#F0E442"),
+    Kind.KV_STAGE: ("KV staging", "#8A8A00"),
     Kind.ALL_REDUCE: ("all-reduce", "#222222"),
     Kind.LM_HEAD: ("LM head", "#6B6B6B"),
 }
 ROWS = {Resource.DISK: "disk", Resource.LINK: "GPU-GPU", Resource.HOST: "staging", Resource.ZERO_COPY: "zero-copy"}
 IDLE: dict[str, Any] = {"facecolor": "#F7F7F7", "edgecolor": "#D4D4D4", "hatch": "///", "linewidth": 0}
 WHOLE = 4  # layers up to which a pass is shown in full
-THINNEST = 0.6  # points: thinner bars and gaps are merged with their neighbours
+THINNEST = 0.6  # points: bars are drawn no thinner; neighbours that would be are merged
+MERGED = 4  # times that width, over which they are
 GAP = 0.7  # points left white between bars that can spare them
 HEIGHT = 0.78  # of a bar, in rows
 NUMBER_SIZE, TURNED_SIZE, LAYER_SIZE = 10.0, 9.0, 11.0
@@ -69,7 +71,7 @@ class Window:
 
 @dataclass(frozen=True)
 class GanttBar:
-    """A task, or neighbours too thin to tell apart in the colour of the kind that fills most of them; in seconds."""
+    """A task, or neighbours too thin to tell apart: as long as they are together, of the kind most are; seconds."""
 
     start: float
     end: float
@@ -104,9 +106,9 @@ def plot_gantt_pair(
     windows = [gantt_window(timeline, layers) for timeline in (upper, lower)]
     length = max(window.seconds for window in windows)
     kinds: set[Kind] = set()
-    for name, timeline, window, ax in zip(("predicted", "measured"), (upper, lower), windows, axes, strict=True):
+    for name, timeline, window, ax in zip((" predicted", " measured"), (upper, lower), windows, axes, strict=True):
         kinds |= _draw(timeline, ax, window, length)
-        fit_title(ax, f"{name}: {_title(timeline)}")
+        fit_title(ax, _title(timeline, name))
     axes[0].set_xlabel("")
     _legend(axes[1], kinds)
     return axes
@@ -141,7 +143,7 @@ def row_bars(timeline: Timeline, resource: Resource, window: Window, thinnest: f
     for i, start, end in shown:
         task = timeline.graph.tasks[i]
         bar = GanttBar(float(start), float(end), task.kind, _text(task))
-        if thin and (end - start >= thinnest or end - thin[0].start > thinnest):
+        if thin and (end - start >= thinnest or end - thin[0].start > MERGED * thinnest):
             yield _merged(thin)
             thin = []
         if end - start >= thinnest:
@@ -152,17 +154,20 @@ def row_bars(timeline: Timeline, resource: Resource, window: Window, thinnest: f
         yield _merged(thin)
 
 
-def idle_spans(timeline: Timeline, resource: Resource, window: Window, shortest: float) -> list[tuple[float, float]]:
-    """First and last second of the idle stretches of a row, cut to the window, longer than `shortest` seconds."""
-    found = [(max(b.start, window.start), min(b.end, window.end)) for b in timeline.bubbles(resource, shortest)]
-    return [(start, end) for start, end in found if end - start > shortest]
+def idle_spans(bars: Sequence[GanttBar], window: Window, shortest: float) -> list[tuple[float, float]]:
+    """First and last second of what the bars of a row leave free in the window, if longer than `shortest` seconds."""
+    starts = [bar.start for bar in bars] + [window.end]
+    ends = np.maximum.accumulate([window.start, *(bar.end for bar in bars)]).tolist()
+    return [(end, start) for end, start in zip(ends, starts, strict=True) if start - end > shortest]
 
 
 def _merged(bars: list[GanttBar]) -> GanttBar:
     seconds: dict[Kind, float] = {}
     for bar in bars:
         seconds[bar.kind] = seconds.get(bar.kind, 0.0) + bar.end - bar.start
-    return GanttBar(bars[0].start, bars[-1].end, max(seconds, key=lambda kind: seconds[kind]), "")
+    return GanttBar(
+        bars[0].start, bars[0].start + sum(seconds.values()), max(seconds, key=lambda kind: seconds[kind]), ""
+    )
 
 
 def _text(task: Task) -> str:
@@ -200,11 +205,11 @@ def _draw(timeline: Timeline, ax: Axes, window: Window, length: float) -> set[Ki
     canvas = _Canvas(ax, window, scale, length / page_size(ax)[0])
     for row, resource in enumerate(queues):
         bars = list(row_bars(timeline, resource, window, THINNEST * canvas.point))
-        canvas.boxes(idle_spans(timeline, resource, window, 2 * THINNEST * canvas.point), row, zorder=1, **IDLE)
+        canvas.boxes(idle_spans(bars, window, THINNEST * canvas.point / 2), row, zorder=1, **IDLE)
         kinds |= _draw_bars(canvas, bars, row)
     _name_layers(timeline, canvas)
     busy = timeline.utilisation
-    ax.set_yticks(range(len(queues)), [f"{ROWS.get(r, r.value)}\n{busy[r]:.1%}" for r in queues])
+    ax.set_yticks(range(len(queues)), [f"{ROWS.get(r, r.value)}\n{busy[r]:.1%} busy" for r in queues])
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
     ax.set_xlabel(_time_label(timeline, window, unit))
@@ -217,19 +222,21 @@ def _draw_bars(canvas: _Canvas, bars: list[GanttBar], row: int) -> set[Kind]:
     for kind in kinds:
         same = [bar for bar in bars if bar.kind == kind]
         gap = GAP * canvas.point / 2
-        spans = [(b.start + gap, b.end - gap) if b.end - b.start > 8 * gap else (b.start, b.end) for b in same]
+        spans = [(b.start + gap, b.end - gap) if b.end - b.start > 20 * gap else (b.start, b.end) for b in same]
+        spans = [(start, max(end, start + THINNEST * canvas.point)) for start, end in spans]
         canvas.boxes(spans, row, zorder=2, facecolor=KINDS[kind][1], linewidth=0)
         _write_numbers(canvas, same, row, _ink(KINDS[kind][1]))
     return set(kinds)
 
 
 def _write_numbers(canvas: _Canvas, bars: list[GanttBar], row: int, ink: str) -> None:
-    """Upright or, where most bars of the kind are too narrow for that, turned; none where most are narrower still."""
+    """Upright or, where that makes room in most bars of the kind, turned; none in bars too narrow."""
     typical = float(np.median([bar.end - bar.start for bar in bars])) / canvas.point
     upright = {bar.text: text_size("0" * len(bar.text), NUMBER_SIZE, False)[0] + PADDING for bar in bars if bar.text}
-    turned = typical < max(upright.values(), default=0.0)
-    narrow, size = TURNED_SIZE * DIGIT_HEIGHT + PADDING, TURNED_SIZE if turned else NUMBER_SIZE
-    for bar in bars if typical >= narrow else ():
+    narrow = TURNED_SIZE * DIGIT_HEIGHT + PADDING
+    turned = narrow <= typical < max(upright.values(), default=0.0)
+    size = TURNED_SIZE if turned else NUMBER_SIZE
+    for bar in bars:
         if bar.text and bar.end - bar.start >= (narrow if turned else upright[bar.text]) * canvas.point:
             canvas.write((bar.start + bar.end) / 2, row, bar.text, size, ink, turned)
 
@@ -243,8 +250,10 @@ def _name_layers(timeline: Timeline, canvas: _Canvas) -> None:
     left, borders = canvas.window.start, []
     for layer, right in sorted(ends.items()):
         if left < right <= canvas.window.end:
-            if text_size(f"layer {layer}", LAYER_SIZE, False)[0] + 6 < (right - left) / canvas.point:
-                canvas.write((left + right) / 2, -0.62, f"layer {layer}", LAYER_SIZE, COLOURS["text"])
+            room = (right - left) / canvas.point - 2 * PADDING
+            fitting = [n for n in (f"layer {layer}", f"{layer}") if text_size(n, LAYER_SIZE, False)[0] < room]
+            for name in fitting[:1]:
+                canvas.write((left + right) / 2, -0.62, name, LAYER_SIZE, COLOURS["text"])
             borders.append(canvas.x(right))
             left = right
     canvas.ax.vlines(borders, -0.8, -0.42, color=COLOURS["muted"], linewidth=1.0, clip_on=False)
@@ -259,11 +268,11 @@ def _time_label(timeline: Timeline, window: Window, unit: str) -> str:
     return f"time from the start of layer {window.first} ({unit}); shown: {names} of {count}"
 
 
-def _title(timeline: Timeline) -> str:
+def _title(timeline: Timeline, how: str = "") -> str:
     batch, seconds = timeline.graph.slice, timeline.makespan
     took = f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
     parts = "1 micro-batch" if len(batch.micro_batches) == 1 else f"{len(batch.micro_batches)} micro-batches"
-    return f"{timeline.graph.schedule}: {took} per pass, {batch.tokens:,} tokens in {parts}"
+    return f"{timeline.graph.schedule}{how}: {took} per pass, {batch.tokens:,} tokens in {parts}"
 
 
 def _legend(ax: Axes, kinds: set[Kind]) -> None:

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from hrm.plotting.compare_bars import Bar, plot_compare_bars
-from hrm.plotting.gantt import legend_rows, plot_gantt
-from hrm.plotting.style import style
+from hrm.plotting.gantt import gantt_window, legend_rows, plot_gantt
+from hrm.plotting.page import text_size
+from hrm.plotting.style import LABEL_SIZE, style
 from hrm.predict.timeline import Timeline
 
 WIDTH = 14.5  # inches
@@ -19,7 +21,9 @@ def gantt_figure(timeline: Timeline, layers: tuple[int, int] | None = None) -> F
     Raises:
         HrmError: as `plot_gantt`.
     """
-    kinds = {task.kind for task in timeline.graph.tasks}
+    window = gantt_window(timeline, layers)
+    shown = np.flatnonzero((timeline.end > window.start) & (timeline.start < window.end))
+    kinds = {timeline.graph.tasks[i].kind for i in shown}
     above, below = 0.5, 0.75 + 0.28 * legend_rows(len(kinds))
     height = ROW * (len(timeline.graph.queues) + 0.35) + above + below
     with style():
@@ -35,10 +39,11 @@ def compare_figure(bars: Sequence[Bar], unit: str = "tokens/s") -> Figure:
     Raises:
         HrmError: as `plot_compare_bars`.
     """
-    above, below = 0.2, 1.05
-    height = 0.55 * max(len(bars), 1) + above + below
+    above, below = 0.2, 0.7
+    left = 0.3 + max((text_size(bar.label, LABEL_SIZE, False)[0] for bar in bars), default=0.0) / 72
+    width, height = left + 7.8, 0.55 * max(len(bars), 1) + above + below
     with style():
-        figure = Figure(figsize=(10.5, height))
-        figure.subplots_adjust(left=0.27, right=0.98, top=1 - above / height, bottom=below / height)
+        figure = Figure(figsize=(width, height))
+        figure.subplots_adjust(left=left / width, right=0.98, top=1 - above / height, bottom=below / height)
         plot_compare_bars(bars, figure.subplots(), unit)
     return figure

@@ -34,6 +34,7 @@ class EventLoop:
         self._since = [0.0 for _ in queues]
         self._leader = program.resources.index(Resource.GPU)
         self._shortcut = shortcut
+        self._rates: dict[tuple[tuple[int, int], ...], list[float]] = {}
         self._states: dict[int, tuple[float, list[int], list[float]]] = {}
 
     def run(self) -> None:
@@ -63,7 +64,6 @@ class EventLoop:
     def _start_ready(self) -> bool:
         """Starts what can start; whether anything runs."""
         position, finish, program = self.position, self.finish, self.program
-        started = False
         for q, seconds in enumerate(program.seconds):
             at = position[q]
             if finish[q] != IDLE or at >= len(seconds):
@@ -75,8 +75,7 @@ class EventLoop:
                 self.start[q][at] = self._since[q] = self.now
                 self._left[q], self._rate[q] = seconds[at], 1.0
                 finish[q] = self.now + seconds[at]
-                started = True
-        if program.contended and started:
+        if program.contended:
             self._share()
         return min(finish) != IDLE
 
@@ -89,15 +88,16 @@ class EventLoop:
                 self.end[q][self.position[q]] = now
                 self.position[q] += 1
                 finish[q] = IDLE
-        if self.program.contended:
-            self._share()
 
     def _share(self) -> None:
         """Sets the rates of the running tasks by what they draw on together."""
+        program, now, position = self.program, self.now, self.position
         running = [q for q, finish in enumerate(self.finish) if finish != IDLE]
-        program, now = self.program, self.now
-        rates = self.sharing.rates([(program.resources[q], program.demands[q][self.position[q]]) for q in running])
-        for q, rate in zip(running, rates, strict=True):
+        key = tuple([(q, program.demands[q][position[q]]) for q in running])
+        rates = self._rates.get(key)
+        if rates is None:
+            rates = self._rates[key] = self.sharing.rates([(program.resources[q], program.table[d]) for q, d in key])
+        for q, rate in zip(running, rates, strict=False):
             if rate != self._rate[q]:
                 self._left[q] = self._remaining(q)
                 self._since[q], self._rate[q] = now, rate

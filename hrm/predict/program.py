@@ -15,7 +15,8 @@ LONGEST_PERIOD = 8  # layers after which a pattern of different layers may repea
 class Program:
     """Queues of one graph; positions count within a queue.
 
-    seconds, demands, after: per queue and position; `after` holds (queue, position) pairs.
+    seconds, demands, after: per queue and position; `demands` are indices into `table`, `after` holds (queue, position)
+        pairs.
     block_positions: per block and one past the last, the position in every queue at which it begins.
     block_ids: equal for blocks whose tasks are copies of each other, shifted.
     """
@@ -23,7 +24,8 @@ class Program:
     resources: tuple[Resource, ...]
     indices: tuple[tuple[int, ...], ...]
     seconds: list[list[float]]
-    demands: list[list[Demand]]
+    demands: list[list[int]]
+    table: list[Demand]
     after: list[list[tuple[tuple[int, int], ...]]]
     block_positions: tuple[tuple[int, ...], ...]
     block_ids: tuple[int, ...]
@@ -38,16 +40,17 @@ def compile_program(graph: TaskGraph, costs: list[Cost], sharing: Sharing) -> Pr
     for q, resource in enumerate(resources):
         for position, index in enumerate(graph.queues[resource]):
             place[index] = (q, position)
-    demand_of = {id(cost): cost for cost in costs}
-    known: dict[tuple[Resource, int], Demand] = {}
-    demands: list[list[Demand]] = [[] for _ in resources]
+    known: dict[tuple[Resource, int], int] = {}
+    table: list[Demand] = []
+    demands: list[list[int]] = [[] for _ in resources]
     seconds: list[list[float]] = [[] for _ in resources]
     after: list[list[tuple[tuple[int, int], ...]]] = [[] for _ in resources]
     for task, cost in zip(graph.tasks, costs, strict=True):
         q = queue_of[task.resource]
         key = (task.resource, id(cost))
         if key not in known:
-            known[key] = sharing.demand(task.resource, demand_of[key[1]])
+            known[key] = len(table)
+            table.append(sharing.demand(task.resource, cost))
         demands[q].append(known[key])
         seconds[q].append(cost.seconds)
         after[q].append(tuple([place[i] for i in task.after]))
@@ -57,10 +60,11 @@ def compile_program(graph: TaskGraph, costs: list[Cost], sharing: Sharing) -> Pr
         tuple(graph.queues.values()),
         seconds,
         demands,
+        table,
         after,
         borders,
         _block_ids(graph, costs),
-        _may_contend(demands),
+        _may_contend([[table[d] for d in set(queue)] for queue in demands]),
     )
 
 

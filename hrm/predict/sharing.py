@@ -18,15 +18,17 @@ class Sharing:
 
     link_on_pcie: GPU-GPU traffic goes over the lanes of the host links.
     dram_bytes_per_s: bandwidth that copies and CPU work share.
+    shared_wire: copies by the copy engine and by kernels share the inbound wire.
     """
 
     link_on_pcie: bool
     dram_bytes_per_s: float
+    shared_wire: bool = True
 
     def demand(self, resource: Resource, cost: Cost) -> Demand:
         """What a task takes of each shared part when it runs alone."""
         on_link = resource == Resource.LINK and self.link_on_pcie
-        inbound = float(resource in INBOUND or on_link)
+        inbound = float(self.shared_wire and (resource in INBOUND or on_link))
         outbound = float(resource == Resource.DTOH or on_link)
         dram = cost.dram_bytes / (cost.seconds * self.dram_bytes_per_s) if cost.dram_bytes else 0.0
         return inbound, outbound, dram

@@ -50,9 +50,9 @@ class Simulator:
     with the pages that its schedule has prefetched).
     """
 
-    def __init__(self, rates: Rates) -> None:
+    def __init__(self, rates: Rates, sharing: Sharing | None = None) -> None:
         self.rates = rates
-        self.sharing: Sharing = sharing_of(rates.machine)
+        self.sharing = sharing or sharing_of(rates.machine)
         self._graphs: dict[object, TaskGraph] = {}
 
     def simulate(
