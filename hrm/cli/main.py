@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from hrm.cli import models, profiles, roofline, search, sweep
+from hrm.cli import compare, models, profiles, published, roofline, search, simulate, sweep
 from hrm.errors import HrmError, InfeasibleError
 
 EXIT_BAD_INPUT = 1
@@ -19,6 +19,9 @@ app = typer.Typer(
 )
 app.command("search")(search.search)
 app.command("roofline")(roofline.roofline)
+app.command("simulate")(simulate.simulate)
+app.command("compare")(compare.compare)
+app.command("published")(published.published)
 app.command("sweep")(sweep.sweep)
 app.add_typer(profiles.app, name="profiles")
 app.add_typer(models.app, name="models")

@@ -14,6 +14,7 @@ from hrm.schedule.slice import PassSlice, decode_slice, mixed_slice, prefill_sli
 from hrm.search.search import Candidate, SearchResult
 from hrm.spec.policy import Policy
 
+FINEST = 128  # micro-batches beyond which a pipeline's fill is a small part of it anyway
 FINER = (1, 2, 4)  # times as many micro-batches: smaller ones fill the pipeline sooner, and cost more weight reads
 
 
@@ -74,7 +75,7 @@ def _finer(rates: Rates, candidate: Candidate) -> Iterator[Candidate]:
     for factor in FINER[1:]:
         n = policy.num_micro_batches * factor
         mu = policy.batch_size // n
-        if mu < 1 or policy.num_micro_batches == 1:
+        if mu < 1 or policy.num_micro_batches == 1 or n > FINEST:
             return
         changes = {"batch_size": mu * n, "micro_batch_size": mu, "ffn_batch_size": mu}
         if policy.ffn_batching == "batch":
