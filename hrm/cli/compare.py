@@ -75,7 +75,7 @@ def _report(row: ComparedSchedule) -> dict[str, Any]:
 
 def _print(rates: Rates, rows: tuple[ComparedSchedule, ...]) -> None:
     from hrm.cli.output import print_table, print_text
-    from hrm.cli.simulate_tables import explain
+    from hrm.report.explain import describe_gap
 
     best = rows[0].throughput
     columns = ("schedule", "tokens/s", "of the best", "of its roofs", "N = n x mu", "mostly lost to")
@@ -83,7 +83,7 @@ def _print(rates: Rates, rows: tuple[ComparedSchedule, ...]) -> None:
     title = f"{rates.model.name} on {rates.machine.profile.title}: every schedule with its best policy, simulated"
     print_table(title, columns, table)
     if rows[0].best is not None:
-        print_text(f"{rows[0].schedule}: {explain(rows[0].best.gap)}")
+        print_text(f"{rows[0].schedule}: {describe_gap(rows[0].best.gap)}")
 
 
 def _row(row: ComparedSchedule, best: float) -> tuple[str, ...]:

@@ -94,8 +94,7 @@ def _print(predictions: tuple[PublishedPrediction, ...], cases: list[AutoCase], 
 
     rows = [
         (
-            f"{p.row.setting} {p.row.workload.removeprefix('helm_')} {p.row.gen_len}",
-            p.row.system,
+            f"{_case(p.row.case)} {p.row.system}",
             f"{p.policy.num_micro_batches} x {p.policy.micro_batch_size}",
             f"{p.row.throughput:,.1f}",
             f"{p.predicted:,.1f}",
@@ -103,12 +102,16 @@ def _print(predictions: tuple[PublishedPrediction, ...], cases: list[AutoCase], 
         )
         for p in sorted(predictions, key=lambda p: p.row.case)
     ]
-    columns = ("machine, workload, gen_len", "system", "n x mu", "published", "predicted", "error")
-    print_table("Generated tokens/s, published and predicted, policies as published", columns, rows, numeric_from=2)
+    columns = ("machine, workload, gen_len, system", "n x mu", "published", "predicted", "error")
+    print_table("Generated tokens/s, published and predicted, policies as published", columns, rows)
     print_text(describe_errors(errors) + "\n")
     if cases:
         _print_auto(predictions, cases)
     print_text(residue())
+
+
+def _case(case: tuple[str, str, int]) -> str:
+    return f"{case[0]} {case[1].removeprefix('helm_').replace('_', '-')} {case[2]}"
 
 
 def _print_auto(predictions: tuple[PublishedPrediction, ...], cases: list[AutoCase]) -> None:
@@ -121,13 +124,14 @@ def _print_auto(predictions: tuple[PublishedPrediction, ...], cases: list[AutoCa
         value, policy = c.best.simulated.generation_throughput, c.best.policy
         rows.append(
             (
-                f"{c.case[0]} {c.case[1].removeprefix('helm_')} {c.case[2]}",
+                _case(c.case),
                 f"{value:,.1f}",
-                f"{policy.batch_size:,} = {policy.num_micro_batches} x {policy.micro_batch_size}",
+                f"{policy.num_micro_batches} x {policy.micro_batch_size}",
                 best.row.system,
                 f"{best.predicted:,.1f}",
                 f"{value / best.predicted:.2f}x",
             )
         )
-    columns = ("machine, workload, gen_len", "auto", "N = n x mu", "best published system", "its prediction", "auto gains")
-    print_table("auto on the same machines: same clocks and component rates, no padding, no staging copies", columns, rows)
+    columns = ("case", "auto", "n x mu", "best published", "predicted", "gain")
+    title = "auto on the same machines: same clocks and component rates, no padding, no staging copies (simulated)"
+    print_table(title, columns, rows)

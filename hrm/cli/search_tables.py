@@ -1,8 +1,10 @@
 """The tables of `hrm search`."""
 
 from hrm.cli.output import print_table, print_text
+from hrm.cli.refined_table import print_refined
 from hrm.predict.prediction import MemoryPrediction
 from hrm.report.explain import describe_assumptions, describe_binding, describe_policy, describe_upgrade
+from hrm.search.refine import Refined
 from hrm.search.search import Candidate, SearchResult, Verification
 from hrm.search.sensitivity import LABELS, Sensitivity
 from hrm.spec.units import format_bytes, format_seconds
@@ -18,7 +20,12 @@ _RESOURCES = {
 }
 
 
-def print_search(result: SearchResult, rows: tuple[Sensitivity, ...], verification: Verification | None) -> None:
+def print_search(
+    result: SearchResult,
+    rows: tuple[Sensitivity, ...],
+    verification: Verification | None,
+    refined: tuple[Refined, ...] = (),
+) -> None:
     """Everything about a search, for people."""
     _print_policy(result)
     print_text(_sentence(describe_policy(result.policy)))
@@ -28,6 +35,8 @@ def print_search(result: SearchResult, rows: tuple[Sensitivity, ...], verificati
     _print_memory(result.best)
     if len(result.candidates) > 1:
         _print_runner_ups(result)
+    if refined:
+        print_refined(refined)
     solver = result.solver
     print_text(
         f"Proven optimal in {solver.seconds:.2f} s: {solver.boxes_bounded} boxes bounded, {solver.cells_solved} cells "

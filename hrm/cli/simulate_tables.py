@@ -1,11 +1,10 @@
 """The tables of `hrm simulate`."""
 
 from hrm.cli.output import print_table, print_text
-from hrm.predict.gap import Gap
 from hrm.predict.generation import GenerationRun
 from hrm.predict.rates import Rates
 from hrm.predict.timeline import Timeline
-from hrm.report.explain import describe_policy
+from hrm.report.explain import describe_gap, describe_policy
 from hrm.report.simulation_report import SimulationResult
 from hrm.schedule.task import Resource
 from hrm.spec.units import format_bytes, format_seconds
@@ -24,7 +23,7 @@ def print_simulation(rates: Rates, result: SimulationResult) -> None:
     print_table(f"{policy.schedule}: {rates.model.name} on {rates.machine.profile.title}", ("", ""), rows)
     print_text(describe_policy(policy)[0].upper() + describe_policy(policy)[1:] + "\n")
     _print_pass(result)
-    print_text(explain(result.gap))
+    print_text(describe_gap(result.gap))
     if result.run is not None:
         _print_run(result.run)
 
@@ -48,14 +47,6 @@ def _print_pass(result: SimulationResult) -> None:
 
 def _longest_bubble(timeline: Timeline, resource: Resource) -> str:
     return format_seconds(max((b.seconds for b in timeline.bubbles(resource)), default=0.0))
-
-
-def explain(gap: Gap) -> str:
-    """One sentence: where the time beyond the busiest queue goes."""
-    over = gap.makespan / gap.bound - 1 if gap.bound else 0.0
-    parts = {"bubbles": gap.bubbles, "latency": gap.latency, "contention": gap.contention}
-    shares = ", ".join(f"{name} {seconds / gap.bound:+.1%}" for name, seconds in parts.items())
-    return f"The pass takes {over:.1%} longer than its busiest queue ({gap.binding}): {shares}."
 
 
 def _print_run(run: GenerationRun) -> None:

@@ -22,7 +22,8 @@ class Batch:
 def balanced_batch(
     requests: Sequence[Request], num_micro_batches: int, micro_batch_size: int, cache_tokens: float
 ) -> Batch:
-    """MoE-Lightning's Algorithm 2 (arXiv 2411.11217): longest prompts first, each to the micro-batch with fewest tokens.
+    """MoE-Lightning's Algorithm 2 (arXiv 2411.11217): longest prompts first, each to the micro-batch with fewest
+    tokens.
 
     A micro-batch takes at most `micro_batch_size` requests, whose prompts and generated tokens together need at most
     `cache_tokens` of KV cache. The paper drops what does not fit; here it is left over for the next batch.

@@ -1,7 +1,8 @@
 """Runs a program: tasks in order on their queues, slowed where they share a memory or a wire.
 
-Repeated layers are not run again: once the state at the end of a layer equals that of an earlier one - how far each queue
-is, and how much of its running task is left - all that follows is a copy, shifted in time, for as long as the layers are.
+Repeated layers are not run again: once the state at the end of a layer equals that of an earlier one - how far each
+queue is, and how much of its running task is left - all that follows is a copy, shifted in time, for as long as the
+layers are.
 """
 
 from hrm.errors import ScheduleError

@@ -12,8 +12,9 @@ from hrm.schedule.graph import TaskGraph
 class Gap:
     """Seconds of one pass; the four parts add up to the makespan.
 
-    bound: busy seconds of the busiest queue, latencies left out. bubbles: what waiting for each other adds to that; latency:
-    what the links' latencies add; contention: what shared memories and wires add, being busier than any queue included.
+    bound: busy seconds of the busiest queue, latencies left out. bubbles: what waiting for each other adds to that;
+    latency: what the links' latencies add; contention: what shared memories and wires add, being busier than any
+    queue included.
     """
 
     makespan: float

@@ -67,8 +67,8 @@ def simulate_generation(
     """Runs all requests under a policy, in the order in which they arrive.
 
     Without mixed prefill, whole batches are formed (Algorithm 2), prefilled and decoded to their end; requests that
-    finish early leave, and the next batch starts after the last. With it, requests join as others leave: per pass at most
-    the share of the batch that finishes in one, so that ages stay spread.
+    finish early leave, and the next batch starts after the last. With it, requests join as others leave: per pass at
+    most the share of the batch that finishes in one, so that ages stay spread.
 
     Raises:
         PolicyError: the policy does not fit the machine.
@@ -82,7 +82,7 @@ def simulate_generation(
         if request.prompt_len + request.gen_len > capacity / policy.num_micro_batches:
             raise WorkloadError(
                 f"run: a request of {request.prompt_len} prompt and {request.gen_len} generated tokens exceeds the "
-                f"{capacity / policy.num_micro_batches:,.0f} tokens of KV cache of a micro-batch; choose fewer micro-batches"
+                f"{capacity / policy.num_micro_batches:,.0f} tokens of KV cache of a micro-batch; choose fewer of them"
             )
     groups = [Group() for _ in range(policy.num_micro_batches)]
     fill = _fill_seconds(simulator, policy)

@@ -48,7 +48,8 @@ class Group:
     @property
     def new_prompts(self) -> Lengths:
         """Prompts that the next pass prefills."""
-        return self.prompt[self.made == 0]
+        new: Lengths = self.prompt[self.made == 0]
+        return new
 
 
 def next_slice(groups: Sequence[Group], policy: Policy) -> PassSlice:

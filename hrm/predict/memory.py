@@ -54,8 +54,8 @@ def _decode_activations(rates: Rates, placement: Placement, nodes: Nodes) -> For
 
 def _prefill_activations(rates: Rates, placement: Placement, nodes: Nodes) -> Form:
     """One chunk in work, the hidden states of the chunks before and after it in flight, and the K and V in one layer of
-    the longest prompt that a chunk may be a later part of. Hidden states of all chunks stay where they are not left on the
-    host between layers. A mixed pass also holds the decoding batch's hidden states.
+    the longest prompt that a chunk may be a later part of. Hidden states of all chunks stay where they are not left
+    on the host between layers. A mixed pass also holds the decoding batch's hidden states.
     """
     sizes, devices = rates.sizes, rates.machine.tensor_parallel_size
     chunk = rates.prefill_chunk_tokens

@@ -19,8 +19,8 @@ class Request:
 def workload_requests(workload: Workload, count: int) -> tuple[Request, ...]:
     """`count` requests of a workload, all there from the start.
 
-    Where single lengths are known they are repeated in turn; else all prompts are as long as the average, rounded so that
-    the mean is kept. Padded prompts are as long as the longest.
+    Where single lengths are known they are repeated in turn; else all prompts are as long as the average, rounded so
+    that the mean is kept. Padded prompts are as long as the longest.
 
     Raises:
         WorkloadError: fewer than one request.

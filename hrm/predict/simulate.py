@@ -45,9 +45,9 @@ class PassSimulation:
 class Simulator:
     """Simulates passes of one (model, workload, machine); keeps what passes have in common.
 
-    Durations are roofline times with the profile's efficiencies and link latencies. Left out: kernel launches, norms and
-    sampling, and work of the next pass that could start before this one ends (a pass begins when the one before is over,
-    with the pages that its schedule has prefetched).
+    Durations are roofline times with the profile's efficiencies and link latencies. Left out: kernel launches, norms
+    and sampling, and work of the next pass that could start before this one ends (a pass begins when the one before
+    is over, with the pages that its schedule has prefetched).
     """
 
     def __init__(self, rates: Rates, sharing: Sharing | None = None) -> None:
@@ -79,7 +79,9 @@ class Simulator:
         return PassSimulation(timeline, costs, lower_bounds(graph, costs, self.sharing))
 
     def pass_seconds(self, policy: Policy, work: PassSlice, cache: CacheStats | None = None) -> float:
-        """Makespan of one pass, from a few of its layers where the rest repeats them; equal to the whole simulation's."""
+        """Makespan of one pass, from a few of its layers where the rest repeats them; equal to the whole
+        simulation's.
+        """
         seconds = self._short_seconds(policy, work) if cache is None else None
         if seconds is not None:
             return seconds

@@ -56,9 +56,7 @@ def simulate_throughput(simulator: Simulator, policy: Policy, cache: CacheStats 
     return SimulatedThroughput(policy.batch_size, workload.gen_len, prefill, decode, promised)
 
 
-def generation_seconds(
-    simulator: Simulator, policy: Policy, cache: CacheStats | None = None
-) -> tuple[float, float]:
+def generation_seconds(simulator: Simulator, policy: Policy, cache: CacheStats | None = None) -> tuple[float, float]:
     """Seconds of the prefill pass and of all other passes of one batch; whether the policy fits is not asked."""
     workload = simulator.rates.workload
     steps = workload.gen_len

@@ -1,8 +1,9 @@
-"""When every task of a pass ran: predicted by the simulator or measured by the runtime, with the same questions asked."""
+"""When every task of a pass ran: predicted by the simulator, or measured by the runtime."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,7 +69,7 @@ class Timeline:
 
         It fills the makespan of a simulated pass; a measured one has launches between its tasks.
         """
-        before = {i: p for queue in self.graph.queues.values() for p, i in zip(queue, queue[1:], strict=False)}
+        before = {i: p for queue in self.graph.queues.values() for p, i in pairwise(queue)}
         at: int | None = int(self.end.argmax())
         path = []
         while at is not None:

@@ -1,5 +1,6 @@
 """The answer in words: what the policy does, what binds it, and what to upgrade."""
 
+from hrm.predict.gap import Gap
 from hrm.report.search_report import binding_memory
 from hrm.search.search import Candidate, SearchResult
 from hrm.search.sensitivity import LABELS, Sensitivity
@@ -39,6 +40,14 @@ def describe_policy(policy: Policy) -> str:
     batching = "over the whole batch" if policy.ffn_batching == "batch" else "per micro-batch"
     prefill = "mixed into every decode pass" if policy.mixed_prefill else "of the whole batch first, then decode"
     return f"{attention}; {experts}, {batching}; prefill {prefill}."
+
+
+def describe_gap(gap: Gap) -> str:
+    """One sentence: where the time of a simulated pass beyond its busiest queue goes."""
+    over = gap.makespan / gap.bound - 1 if gap.bound else 0.0
+    parts = {"bubbles": gap.bubbles, "latency": gap.latency, "contention": gap.contention}
+    shares = ", ".join(f"{name} {seconds / gap.bound:+.1%}" for name, seconds in parts.items())
+    return f"A pass takes {over:.1%} longer than its busiest queue ({gap.binding}): {shares}."
 
 
 def describe_binding(candidate: Candidate) -> str:

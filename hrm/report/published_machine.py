@@ -10,9 +10,11 @@ SOURCE = "published-systems"
 
 @cache
 def published_machine(setting: str, system: str | None = None) -> HardwareProfile:
-    """A shipped profile with sustained clocks, the fused kernel's tiles, and what a system's kernels do to memory traffic.
+    """A shipped profile with sustained clocks, the fused kernel's tiles, and what a system's kernels do to memory
+    traffic.
 
-    Without a system: the machine as the toolkit's own runtime would find it, with grouped expert products that pad nothing.
+    Without a system: the machine as the toolkit's own runtime would find it, with grouped expert products that pad
+    nothing.
     """
     profile, facts = load_profile(published_data()["machines"][setting]["profile"]), system_facts()
     clocks = facts["machines"][setting]

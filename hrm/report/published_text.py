@@ -15,12 +15,16 @@ def describe_errors(errors: PublishedErrors) -> str:
 
 def residue() -> str:
     """What explains the rest; what each statement rests on is in docs/published.md."""
-    return (
-        "Predictions are too high where they are off, and mostly on the T4. DeepSpeed, which shares only the link and the "
-        "clocks with the others, is predicted well on both machines, so those are not what is missing. The other systems "
-        "run all experts in one Triton kernel, for which the T4 has no asynchronous copies, and stage pageable weights "
-        "through the CPU; how fast either runs there was never published, so both are taken at their roofs. Prefill shows "
-        "the same on the L4: matrix products are taken at the base clock of a 72 W card without further losses. Padding of "
-        "prompts and of the kernel's 64-row tiles is counted. Unpublished too, and left out: page faults of the first use "
-        "of KV memory, compilation in runs without warm-up, and launches; repeated runs of the artifact differ by up to 31 %."
-    )
+    return " ".join(_RESIDUE)
+
+
+_RESIDUE = (
+    "Predictions are too high where they are off, mostly on the T4 (S1). DeepSpeed shares with the others only",
+    "the link and the clocks, and is predicted best on both machines: those are not what is missing. The others",
+    "run all experts in one Triton kernel, for which the T4 has no asynchronous copies, and stage pageable",
+    "weights through the CPU; how fast either runs there is not published, so both are taken at their roofs.",
+    "Prefill shows the same on the L4: matrix products are taken at the base clock of a 72 W card without further",
+    "losses. Padding of prompts and of the kernel's 64-row tiles is counted. Left out, since unpublished: page",
+    "faults on the first use of KV memory, compilation in runs without warm-up, launches. Repeated runs of the",
+    "artifact differ by up to 31 %.",
+)

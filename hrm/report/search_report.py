@@ -1,16 +1,23 @@
 """A search result as plain data, for JSON and for tables."""
 
+from dataclasses import asdict
 from typing import Any
 
 from hrm.predict.prediction import MemoryPrediction, Prediction
+from hrm.search.refine import Refined
 from hrm.search.search import Candidate, SearchResult, Verification
 from hrm.search.sensitivity import Sensitivity
 
 
 def search_report(
-    result: SearchResult, rows: tuple[Sensitivity, ...], verification: Verification | None = None
+    result: SearchResult,
+    rows: tuple[Sensitivity, ...],
+    verification: Verification | None = None,
+    refined: tuple[Refined, ...] = (),
 ) -> dict[str, Any]:
-    """The whole result: inputs, policy, prediction, solver, runner-ups, sensitivity, and verify when it ran."""
+    """The whole result: inputs, policy, prediction, solver, runner-ups, sensitivity; verify and refined when they
+    ran.
+    """
     report: dict[str, Any] = {
         "inputs": inputs_report(result),
         **candidate_report(result.best),
@@ -39,7 +46,21 @@ def search_report(
             "enumerated_cells": verification.enumerated_cells,
             "relative_difference": verification.relative_difference,
         }
+    if refined:
+        report["refined"] = [refined_report(entry) for entry in refined]
     return report
+
+
+def refined_report(entry: Refined) -> dict[str, Any]:
+    """A policy's simulation beside its closed form, tokens/s, and its pass's seconds by what they go to."""
+    return {
+        "policy": entry.policy.model_dump(),
+        "generation_throughput": entry.simulated.generation_throughput,
+        "closed_form_throughput": entry.simulated.closed_form,
+        "prefill_seconds": entry.simulated.prefill_seconds,
+        "decode_seconds": entry.simulated.decode_seconds,
+        "gap": asdict(entry.gap),
+    }
 
 
 def inputs_report(result: SearchResult) -> dict[str, Any]:

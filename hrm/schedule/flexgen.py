@@ -1,9 +1,9 @@
 """FlexGen (arXiv 2303.06865): S4, and with attention on the CPU S3, of the MoE-Lightning paper's Fig. 6.
 
-Attention of all micro-batches, then experts of all micro-batches, in steps: each step loads what the next one needs beside
-its own work, and the next begins when all of that is done (its `sync()` after every layer and batch). The weights of the
-next half layer are loaded, in one piece, beside the first step of this one. Pageable memory is staged by the thread that then
-launches the step's compute.
+Attention of all micro-batches, then experts of all micro-batches, in steps: each step loads what the next one needs
+beside its own work, and the next begins when all of that is done (its `sync()` after every layer and batch). The
+weights of the next half layer are loaded, in one piece, beside the first step of this one. Pageable memory is staged
+by the thread that then launches the step's compute.
 """
 
 from hrm.schedule.builder import PassBuilder

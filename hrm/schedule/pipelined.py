@@ -20,8 +20,8 @@ def pipelined(build: PassBuilder, paged: bool, ring: bool = False, ahead: bool =
 
     CPU attention of the two micro-batches to come is always under way.
 
-    With `ring`, pages are fetched as soon as a slot is free, not during the layer before; without `ahead`, each layer's when
-    the one before is done.
+    With `ring`, pages are fetched as soon as a slot is free, not during the layer before; without `ahead`, each
+    layer's when the one before is done.
     """
     steps, n = Steps(build), len(build.slice.micro_batches)
     places = [(layer, j) for layer in range(build.num_layers) for j in range(n)]

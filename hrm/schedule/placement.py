@@ -21,8 +21,8 @@ class Placement:
         are not overlapped with compute.
     pool_layers: layers' worth of streamed expert weights that the page pool holds; None lets the search choose the
         size of a ring that prefetches across layers.
-    paged: a layer's weights are copied in pages between the small copies, not in one piece before them; same busy times.
-    stepwise: queues are synchronised after every half layer of every micro-batch (FlexGen); same busy times.
+    paged: a layer's weights are copied in pages between the small copies, not in one piece before them; same busy
+    times. stepwise: queues are synchronised after every half layer of every micro-batch (FlexGen); same busy times.
     prefill_chunk_tokens: tokens prefilled at a time; None leaves it to the machine (see Rates.prefill_chunk_tokens).
     """
 

@@ -24,7 +24,8 @@ class Steps:
         self._kv_streamed = 1 - min(1.0, policy.kv_on_gpu / policy.attention_on_gpu) if policy.attention_on_gpu else 0.0
 
     def enter(self, layer: int, j: int) -> None:
-        """Norm and QKV projection of a micro-batch, and what leaves the GPU for it: Q, K, V to the CPU, or K, V to store.
+        """Norm and QKV projection of a micro-batch, and what leaves the GPU for it: Q, K, V to the CPU, or K, V to
+        store.
 
         CPU attention is queued at once.
         """
@@ -91,7 +92,9 @@ class Steps:
         self._entered[layer, j] = done
 
     def post(self, layer: int, j: int) -> int:
-        """Output projection, norm, router, shared experts and dense FFN; summed over the GPUs where there are several."""
+        """Output projection, norm, router, shared experts and dense FFN; summed over the GPUs where there are
+        several.
+        """
         build, mb = self.build, self.build.slice.micro_batches[j]
         after = [self._entered.pop((layer, j)), *build.reads_dense(layer)]
         if (layer, j) in self._attended:

@@ -7,8 +7,8 @@ from enum import StrEnum
 class Resource(StrEnum):
     """An in-order queue: its tasks run one at a time, in the order of the graph.
 
-    HOST is the copy thread that stages pageable memory into page-locked memory; ZERO_COPY reads of page-locked memory by
-    a GPU kernel, which share the HTOD wire with the copy engine but do not queue behind it.
+    HOST is the copy thread that stages pageable memory into page-locked memory; ZERO_COPY reads of page-locked memory
+    by a GPU kernel, which share the HTOD wire with the copy engine but do not queue behind it.
     """
 
     GPU = "GPU"
@@ -51,10 +51,9 @@ class Kind(StrEnum):
 class Work:
     """How much of a layer and of a micro-batch a task takes on.
 
-    sequences: decoding sequences it handles, one token each.
-    prompt_tokens: prompt tokens it handles.
-    share: of the layer's weights of this kind; a task on experts takes that share of them and of their tokens.
-    pages: numbers of the first page and of the one past the last that it writes (fetch) or reads (expert FFN). Pages are
+    sequences: decoding sequences it handles, one token each. prompt_tokens: prompt tokens it handles. share: of the
+    layer's weights of this kind; a task on experts takes that share of them and of their tokens. pages: numbers of
+    the first page and of the one past the last that it writes (fetch) or reads (expert FFN). Pages are
         numbered through the pass; those beyond its last page belong to the next pass.
     ahead: it works for the next pass (a fetch whose pages no expert of this pass reads).
     """

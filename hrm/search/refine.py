@@ -32,12 +32,11 @@ class Refined:
         return self.candidate.policy
 
 
-def refine(
-    result: SearchResult, progress: Callable[[int, int], None] | None = None
-) -> tuple[Refined, ...]:
+def refine(result: SearchResult, progress: Callable[[int, int], None] | None = None) -> tuple[Refined, ...]:
     """Simulates every candidate of a search, each with 1, 2 and 4 times its micro-batches; best simulated first.
 
-    The closed form ranks by roofs alone; of two policies equally good there, one may leave bubbles that the other does not.
+    The closed form ranks by roofs alone; of two policies equally good there, one may leave bubbles that the other
+    does not.
     """
     rates = result.rates
     variants = [v for c in result.candidates for v in _finer(rates, c)]

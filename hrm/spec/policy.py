@@ -29,16 +29,15 @@ class Policy(BaseModel):
     `batch_size` N sequences are in flight, in `micro_batch_size` mu sequences per attention micro-batch (N is a whole
     number of them); experts run on `ffn_batch_size` tokens at a time. `attention_on_gpu` A_g is the share of decode
     attention done on the GPU (by sequences), `kv_on_gpu` r_c the share of the KV cache resident there;
-    `experts_on_gpu` F_g the share of decode expert work done on the GPU, `weights_on_gpu` r_w the share of
-    routed-expert weights resident there, `weights_on_disk` the share that lies on disk. `dense_weights_on_gpu` is the
-    resident share of all other layer weights and the LM head. `page_pool_bytes` is GPU memory for streamed weights (all
-    devices).
-    `hidden_states_by` says whether small copies to the GPU (attention results, hidden states) queue behind weights on the
-    copy engine or are read by a GPU kernel; `host_weights`, whether weights and KV cache are copied straight from page-locked
-    memory or staged out of pageable memory first; `weight_prefetch`, whether weights are fetched ahead in all passes and
-    across them, or in decode passes only and not for the next pass.
-    With `mixed_prefill` every pass carries decode tokens and the prefill of the requests that replace finished ones
-    (MoE-Lens); otherwise the whole batch is prefilled, then decoded (MoE-Lightning).
+    `experts_on_gpu` F_g the share of decode expert work done on the GPU, `weights_on_gpu` r_w the share of routed-
+    expert weights resident there, `weights_on_disk` the share that lies on disk. `dense_weights_on_gpu` is the
+    resident share of all other layer weights and the LM head. `page_pool_bytes` is GPU memory for streamed weights
+    (all devices). `hidden_states_by` says whether small copies to the GPU (attention results, hidden states) queue
+    behind weights on the copy engine or are read by a GPU kernel; `host_weights`, whether weights and KV cache are
+    copied straight from page-locked memory or staged out of pageable memory first; `weight_prefetch`, whether weights
+    are fetched ahead in all passes and across them, or in decode passes only and not for the next pass. With
+    `mixed_prefill` every pass carries decode tokens and the prefill of the requests that replace finished ones (MoE-
+    Lens); otherwise the whole batch is prefilled, then decoded (MoE-Lightning).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)

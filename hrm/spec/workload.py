@@ -14,9 +14,9 @@ class Workload:
     """A distribution of prompt lengths and one generation length, in tokens.
 
     `prompt_len_avg`, `prompt_len_sq_avg` are the first two moments and `prompt_len_max` the longest prompt. `padded`
-    means every prompt is padded to the longest, as FlexGen and MoE-Lightning(p) do. Where only an average is known the
-    second moment is its square, which leaves out the spread (prefill attention is then a lower bound). `prompt_lens` are
-    the single lengths where they are known.
+    means every prompt is padded to the longest, as FlexGen and MoE-Lightning(p) do. Where only an average is known
+    the second moment is its square, which leaves out the spread (prefill attention is then a lower bound).
+    `prompt_lens` are the single lengths where they are known.
     """
 
     name: str
