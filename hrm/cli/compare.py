@@ -25,7 +25,7 @@ def compare(
     padded: opt.PaddedOption = False,
     dtype: opt.DtypeOption = None,
     kv_dtype: opt.KvDtypeOption = None,
-    refine: Annotated[int, typer.Option(min=1, max=20, help="Policies simulated per schedule.")] = 3,
+    refine: Annotated[int, typer.Option(min=1, max=20, help="Policies simulated per schedule.")] = 4,
     plot: Annotated[Path | None, typer.Option(help="Write a bar chart: .png, .svg or .pdf.")] = None,
     json: opt.JsonOption = False,
 ) -> None:

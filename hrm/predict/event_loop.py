@@ -6,10 +6,12 @@ layers are.
 """
 
 from hrm.errors import ScheduleError
-from hrm.predict.program import LONGEST_PERIOD, Program
+from hrm.predict.layout import Layout
+from hrm.predict.program import Program
 from hrm.predict.sharing import Sharing
 from hrm.schedule.task import Resource
 
+LONGEST_PERIOD = 8  # layers after which a pattern of different layers may repeat
 SAME = 1e-9  # relative difference of remaining times below which two states are one
 IDLE = float("inf")
 STALLED = 1e300  # finish of a task that advances at rate 0 for now
@@ -22,7 +24,7 @@ class EventLoop:
 
     def __init__(self, program: Program, sharing: Sharing, shortcut: bool = True) -> None:
         self.program, self.sharing = program, sharing
-        queues = range(len(program.resources))
+        queues = range(len(program.seconds))
         self.now = 0.0
         self.position = [0 for _ in queues]
         self.finish = [IDLE for _ in queues]  # of the running task
@@ -33,7 +35,7 @@ class EventLoop:
         self._rate = [1.0 for _ in queues]
         self._left = [0.0 for _ in queues]  # work of the running task at time _since
         self._since = [0.0 for _ in queues]
-        self._leader = program.resources.index(Resource.GPU)
+        self._leader = program.layout.resources.index(Resource.GPU)
         self._shortcut = shortcut
         self._rates: dict[tuple[tuple[int, int], ...], list[float]] = {}
         self._states: dict[int, tuple[float, list[int], list[float]]] = {}
@@ -44,7 +46,7 @@ class EventLoop:
         Raises:
             ScheduleError: tasks that wait for each other.
         """
-        borders = [positions[self._leader] for positions in self.program.block_positions[1:]]
+        borders = [positions[self._leader] for positions in self.program.layout.block_positions[1:]]
         block = 0
         while self._start_ready():
             self._advance()
@@ -53,7 +55,7 @@ class EventLoop:
                 if self._shortcut:
                     block += self._skip(block)
                 block += 1
-        for resource, at, queue in zip(self.program.resources, self.position, self.program.seconds, strict=True):
+        for resource, at, queue in zip(self.program.layout.resources, self.position, self.program.seconds, strict=True):
             if at < len(queue):
                 raise ScheduleError(f"schedule: task {at} of queue {resource} waits for a task that never ends")
 
@@ -65,11 +67,12 @@ class EventLoop:
     def _start_ready(self) -> bool:
         """Starts what can start; whether anything runs."""
         position, finish, program = self.position, self.finish, self.program
+        edges = program.layout.after
         for q, seconds in enumerate(program.seconds):
             at = position[q]
             if finish[q] != IDLE or at >= len(seconds):
                 continue
-            for other, needed in program.after[q][at]:
+            for other, needed in edges[q][at]:
                 if position[other] <= needed:
                     break
             else:
@@ -97,7 +100,9 @@ class EventLoop:
         key = tuple([(q, program.demands[q][position[q]]) for q in running])
         rates = self._rates.get(key)
         if rates is None:
-            rates = self._rates[key] = self.sharing.rates([(program.resources[q], program.table[d]) for q, d in key])
+            rates = self._rates[key] = self.sharing.rates(
+                [(program.layout.resources[q], program.table[d]) for q, d in key]
+            )
         for q, rate in zip(running, rates, strict=False):
             if rate != self._rate[q]:
                 self._left[q] = self._remaining(q)
@@ -110,8 +115,8 @@ class EventLoop:
 
     def _skip(self, block: int) -> int:
         """Blocks skipped after `block`, which has just ended, because they repeat earlier ones exactly."""
-        program, queues = self.program, range(len(self.position))
-        relative = [self.position[q] - program.block_positions[block + 1][q] for q in queues]
+        borders, queues = self.program.layout.block_positions, range(len(self.position))
+        relative = [self.position[q] - borders[block + 1][q] for q in queues]
         left = [0.0 if self.finish[q] == IDLE else self._remaining(q) for q in queues]
         running = [float(self.finish[q] != IDLE) for q in queues]
         self._states[block] = (self.now, relative, left + running)
@@ -127,20 +132,20 @@ class EventLoop:
 
     def _copies(self, block: int, period: int) -> int:
         """How often the last `period` blocks repeat, as far as every queue has reached."""
-        program, ids = self.program, self.program.block_ids
-        reach = [_block_at(program, q, self.position[q]) for q in range(len(self.position))]
-        lowest = min(_block_at(program, q, self._position_at(block - period, q)) for q in range(len(self.position)))
+        layout, ids = self.program.layout, self.program.layout.block_ids
+        reach = [_block_at(layout, q, self.position[q]) for q in range(len(self.position))]
+        lowest = min(_block_at(layout, q, self._position_at(block - period, q)) for q in range(len(self.position)))
         end = lowest + period
         while end < len(ids) and ids[end] == ids[end - period]:
             end += 1
         return max(0, (end - 1 - max(*reach, block + 1)) // period)
 
     def _position_at(self, block: int, q: int) -> int:
-        return self._states[block][1][q] + self.program.block_positions[block + 1][q]
+        return self._states[block][1][q] + self.program.layout.block_positions[block + 1][q]
 
     def _jump(self, block: int, period: int, copies: int, seconds: float) -> None:
         """Moves every queue `copies` periods on, filling in times as shifted copies of the last period's."""
-        borders = self.program.block_positions
+        borders = self.program.layout.block_positions
         for q in range(len(self.position)):
             tasks = borders[block + 1][q] - borders[block + 1 - period][q]
             first, running = self.position[q], self.finish[q] != IDLE
@@ -158,12 +163,12 @@ def _same(a: list[float], b: list[float], period: float) -> bool:
     return all(abs(x - y) <= SAME * period for x, y in zip(a, b, strict=True))
 
 
-def _block_at(program: Program, q: int, position: int) -> int:
+def _block_at(layout: Layout, q: int, position: int) -> int:
     """The block that the task at a position of queue q belongs to (the fill counts to the first)."""
-    low, high = 0, len(program.block_ids) - 1
+    low, high = 0, len(layout.block_ids) - 1
     while low < high:
         middle = (low + high + 1) // 2
-        if program.block_positions[middle][q] <= position:
+        if layout.block_positions[middle][q] <= position:
             low = middle
         else:
             high = middle - 1

@@ -9,7 +9,8 @@ import numpy as np
 from hrm.predict.durations import TaskCosts
 from hrm.predict.event_loop import EventLoop
 from hrm.predict.layer_rates import Cost
-from hrm.predict.program import Program, compile_program
+from hrm.predict.layout import Layout, lay_out
+from hrm.predict.program import make_program
 from hrm.predict.rates import Rates
 from hrm.predict.sharing import Sharing, sharing_of
 from hrm.predict.timeline import Timeline
@@ -19,7 +20,8 @@ from hrm.schedule.slice import PassSlice
 from hrm.schedule.task import Resource
 from hrm.spec.policy import Policy
 
-SHORT_LAYERS = 10  # layers simulated first where only a pass's seconds are asked for
+MOST_GRAPHS = 16  # structures kept for passes that differ only in their contexts
+SHORT_LAYERS = (7, 14)  # layers simulated first where only a pass's seconds are asked for
 SETTLED = 3  # layers that must be left to the end of a short pass for its repetition to be the long one's
 
 
@@ -53,7 +55,7 @@ class Simulator:
     def __init__(self, rates: Rates, sharing: Sharing | None = None) -> None:
         self.rates = rates
         self.sharing = sharing or sharing_of(rates.machine)
-        self._graphs: dict[object, TaskGraph] = {}
+        self._graphs: dict[object, tuple[TaskGraph, Layout]] = {}
 
     def simulate(
         self, policy: Policy, work: PassSlice, cache: CacheStats | None = None, shortcut: bool = True
@@ -71,11 +73,13 @@ class Simulator:
         Raises:
             ScheduleError: tasks that wait for each other.
         """
-        costs = self._task_costs.of_graph(graph)
-        program = compile_program(graph, costs, self.sharing)
-        loop = EventLoop(program, self.sharing, shortcut)
-        loop.run()
-        timeline = _timeline(graph, costs, program, loop)
+        layout = self._lay_out(graph)
+        loop, slot_costs = self._run(graph, layout, shortcut)
+        costs = [Cost(0.0)] * len(graph.tasks)
+        for indices, slots in zip(layout.indices, layout.slots, strict=True):
+            for i, slot in zip(indices, slots, strict=True):
+                costs[i] = slot_costs[slot]
+        timeline = _timeline(graph, costs, layout, loop)
         return PassSimulation(timeline, costs, lower_bounds(graph, costs, self.sharing))
 
     def pass_seconds(self, policy: Policy, work: PassSlice, cache: CacheStats | None = None) -> float:
@@ -88,46 +92,58 @@ class Simulator:
         return self.simulate(policy, work, cache).timeline.makespan
 
     @cached_property
-    def _short(self) -> "Simulator | None":
-        """The same model with its last, repeating layers cut; None where they do not repeat."""
+    def _shorter(self) -> "tuple[Simulator, ...]":
+        """The same model with its last layers cut, where those are all alike; shortest first."""
         layers = self.rates.model.layers
-        if len(layers) <= SHORT_LAYERS or len(set(layers[1:])) > 1:
-            return None
-        model = replace(self.rates.model, layers=layers[:SHORT_LAYERS])
-        return Simulator(replace(self.rates, model=model))
+        if len(set(layers[1:])) > 1:
+            return ()
+        models = [replace(self.rates.model, layers=layers[:n]) for n in SHORT_LAYERS if n < len(layers)]
+        return tuple(Simulator(replace(self.rates, model=model), self.sharing) for model in models)
 
     def _short_seconds(self, policy: Policy, work: PassSlice) -> float | None:
-        short = self._short
-        if short is None:
-            return None
-        graph = short._graph(policy, work)
-        plan = graph.pages
-        if plan.num_slots > (SHORT_LAYERS - SETTLED) * max(plan.per_layer, default=0) > 0:
-            return None
-        costs = short._task_costs.of_graph(graph)
-        loop = EventLoop(compile_program(graph, costs, self.sharing), self.sharing)
-        loop.run()
-        if loop.repeats is None:
-            return None
-        period, seconds = loop.repeats
-        more = self.rates.model.num_layers - SHORT_LAYERS
-        return None if more % period else loop.makespan + more // period * seconds
+        """Seconds of a pass from one of fewer layers in which a layer has repeated itself exactly."""
+        for short in self._shorter:
+            graph, layout = short._graph(policy, work)
+            settled = (short.rates.model.num_layers - SETTLED) * max(graph.pages.per_layer, default=0)
+            if graph.pages.num_slots > settled > 0:
+                continue
+            loop, _ = short._run(graph, layout)
+            if loop.repeats is not None:
+                more = self.rates.model.num_layers - short.rates.model.num_layers
+                period, seconds = loop.repeats
+                if more % period == 0:
+                    return loop.makespan + more // period * seconds
+        return None
 
-    def _graph(self, policy: Policy, work: PassSlice) -> TaskGraph:
+    def _graph(self, policy: Policy, work: PassSlice) -> tuple[TaskGraph, Layout]:
         """A graph of the same structure as an earlier one differs from it only in its contexts."""
         key = (policy, tuple((mb.sequences, mb.gpu_sequences, mb.prompt_tokens) for mb in work.micro_batches))
         if key not in self._graphs:
-            self._graphs[key] = build_graph(self.rates.sizes, work, policy)
-        return replace(self._graphs[key], slice=work)
+            if len(self._graphs) >= MOST_GRAPHS:
+                self._graphs.clear()
+            graph = build_graph(self.rates.sizes, work, policy)
+            self._graphs[key] = graph, self._lay_out(graph)
+        graph, layout = self._graphs[key]
+        return replace(graph, slice=work), layout
+
+    def _lay_out(self, graph: TaskGraph) -> Layout:
+        groups = [layer for layer, _ in self.rates.model.layer_groups]
+        return lay_out(graph, [groups.index(layer) for layer in self.rates.model.layers])
+
+    def _run(self, graph: TaskGraph, layout: Layout, shortcut: bool = True) -> tuple[EventLoop, list[Cost]]:
+        costs = [self._task_costs.of_task(graph.tasks[i], graph) for i in layout.samples]
+        loop = EventLoop(make_program(layout, costs, self.sharing), self.sharing, shortcut)
+        loop.run()
+        return loop, costs
 
     @cached_property
     def _task_costs(self) -> TaskCosts:
         return TaskCosts(self.rates)
 
 
-def _timeline(graph: TaskGraph, costs: list[Cost], program: Program, loop: EventLoop) -> Timeline:
+def _timeline(graph: TaskGraph, costs: list[Cost], layout: Layout, loop: EventLoop) -> Timeline:
     start, end = np.zeros(len(graph.tasks)), np.zeros(len(graph.tasks))
-    for indices, starts, ends in zip(program.indices, loop.start, loop.end, strict=True):
+    for indices, starts, ends in zip(layout.indices, loop.start, loop.end, strict=True):
         start[list(indices)], end[list(indices)] = starts, ends
     return Timeline(graph, start, end, np.array([cost.seconds for cost in costs]))
 
