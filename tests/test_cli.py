@@ -1,31 +1,11 @@
 """The command line as a user meets it: results, and one clear line for every bad input."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
-
-from hrm.cli.main import run
-
-Invoke = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def hrm(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Invoke:
-    """Runs the `hrm` command in this process: (exit code, stdout, stderr)."""
-
-    def invoke(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["hrm", *words])
-        monkeypatch.setenv("COLUMNS", "200")
-        with pytest.raises(SystemExit) as stopped:
-            run()
-        captured = capsys.readouterr()
-        code = stopped.value.code
-        return (0 if code is None else int(code)), captured.out, captured.err
-
-    return invoke
+from conftest import Invoke
 
 
 def test_search_alone_uses_the_stated_defaults(hrm: Invoke, tmp_path: Path) -> None:
