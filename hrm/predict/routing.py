@@ -61,8 +61,7 @@ def _zipf_layer(
     with np.errstate(divide="ignore"):  # an expert that every token chooses
         touched = -np.expm1(tokens * np.log1p(-chosen))
     resident = np.clip(resident_share * num_experts - np.arange(num_experts), 0.0, 1.0)
-    hit_rate = float(resident @ touched / touched.sum())
-    return float(touched.mean()), min(1.0, hit_rate)  # two sums of the same numbers may round differently
+    return float(touched.mean()), float((resident * touched).sum() / touched.sum())
 
 
 def inclusion_probabilities(num_experts: int, top_k: int, exponent: float) -> NDArray[np.float64]:
@@ -82,10 +81,15 @@ def inclusion_probabilities(num_experts: int, top_k: int, exponent: float) -> ND
     low, high = math.log(top_k / num_experts), 4.0 - log_popularity[-1]
     for _ in range(80):  # bisects log l down to rounding
         middle = (low + high) / 2
-        enough = -np.expm1(-np.exp(middle + log_popularity)).sum() >= top_k
+        enough = _rung(middle + log_popularity).sum() >= top_k
         low, high = (low, middle) if enough else (middle, high)
-    chosen = -np.expm1(-np.exp(high + log_popularity))
-    return chosen
+    return _rung(high + log_popularity)
+
+
+def _rung(log_expected_rings: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Probability that a clock has rung at least once."""
+    probability: NDArray[np.float64] = -np.expm1(-np.exp(log_expected_rings))
+    return probability
 
 
 def _kinds(model: ModelSpec) -> list[tuple[int, int]]:
@@ -179,7 +183,9 @@ def _frequency(demand: _Mask) -> _Keys:
 
 def _overall_frequency(demand: _Mask) -> _Keys:
     experts = demand.shape[1]
-    return (demand[1:].sum(axis=0, keepdims=True) + 1) * experts - np.arange(experts)
+    count = demand[1:].sum(axis=0, keepdims=True)
+    key: _Keys = (count + 1) * experts - np.arange(experts)
+    return key
 
 
 _KEYS: dict[Replacement, Callable[[_Mask], _Keys]] = {
@@ -201,9 +207,10 @@ def _largest(key: _Keys, slots: int) -> _Mask:
 
 def _belady(demand: _Mask, slots: int) -> NDArray[np.int64]:
     """Hits per layer with the experts kept that are needed soonest (of those held or just fetched)."""
-    held, never = np.zeros_like(demand), demand.shape[0] * demand.shape[2]
+    held = np.zeros_like(demand)
     if slots:
         needed = _next_use(demand)
+        never = needed.dtype.type(demand.shape[0] * demand.shape[2])
         held[1] = _soonest(needed[1], slots, never)
         for now in range(2, len(demand)):
             available = held[now - 1] | demand[now - 1]
@@ -222,8 +229,8 @@ def _next_use(demand: _Mask) -> _Keys:
     return needed
 
 
-def _soonest(key: _Keys, slots: int, never: int) -> _Mask:
+def _soonest(key: _Keys, slots: int, never: np.signedinteger[Any]) -> _Mask:
     """Which of each row's distinct keys are its `slots` smallest."""
-    largest_kept = np.partition(key, slots - 1, axis=1)[:, slots - 1, None]
+    largest_kept = np.partition(key, slots - 1, axis=1)[:, slots - 1 : slots]
     kept: _Mask = (key <= largest_kept) & (key < never)
     return kept

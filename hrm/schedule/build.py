@@ -49,7 +49,7 @@ def build_graph(sizes: Sizes, work: PassSlice, policy: Policy, cache: CacheStats
         on_demand(build)
     elif placement.stepwise:
         flexgen(build)
-    elif placement.overlap == "phases" and work.decodes:
+    elif placement.overlap == "phases" and (work.decodes or plan.num_slots < max(plan.per_layer)):
         module_batched(build)
     else:
         pipelined(build, placement.paged, ring=placement.pool_layers is None, ahead=_fetches_ahead(policy, work))

@@ -35,13 +35,13 @@ def _attention_phase(build: PassBuilder, steps: Steps, layer: int) -> list[int]:
     steps.fetch_kv(layer, 0)
     routed = []
     for j in range(n):
-        if j + lookahead < n:
-            steps.enter(layer, j + lookahead)
         steps.load_attention(layer, j)
         if j + 1 < n:
             steps.fetch_kv(layer, j + 1)
         steps.attend(layer, j)
         routed.append(steps.post(layer, j))
+        if j + lookahead < n:
+            steps.enter(layer, j + lookahead)
     return routed
 
 

@@ -25,7 +25,7 @@ def pipelined(build: PassBuilder, paged: bool, ring: bool = False, ahead: bool =
     """
     steps, n = Steps(build), len(build.slice.micro_batches)
     places = [(layer, j) for layer in range(build.num_layers) for j in range(n)]
-    lookahead = min(LOOKAHEAD, n - 1)
+    lookahead = min(LOOKAHEAD, n)
     for place in places[:lookahead]:
         steps.enter(*place)
     steps.fetch_kv(*places[0])
@@ -33,8 +33,6 @@ def pipelined(build: PassBuilder, paged: bool, ring: bool = False, ahead: bool =
         if j == 0:
             build.begin_block()
             build.fetch_dense(layer + 1)
-        if k + lookahead < len(places):
-            steps.enter(*places[k + lookahead])
         if j == 0:  # what no earlier layer has fetched of this one
             build.fetch_pages(build.plan.first[layer + 1])
         if ahead and not paged:
@@ -45,6 +43,8 @@ def pipelined(build: PassBuilder, paged: bool, ring: bool = False, ahead: bool =
         if ahead and paged:
             _fetch(build, layer, j, n, ring)
         _compute(build, steps, layer, j)
+        if k + lookahead < len(places):
+            steps.enter(*places[k + lookahead])
         if not ahead and j == n - 1:
             build.synchronise()
 
