@@ -53,8 +53,8 @@ def test_cgopipe_is_algorithm_1():
     gpu = order_of(graph, Resource.GPU, Kind.PRE_ATTENTION, Kind.POST_ATTENTION)
     expected = [(Kind.PRE_ATTENTION, *place) for place in places[:2]]
     for k, place in enumerate(places):
-        expected += [(Kind.PRE_ATTENTION, *ahead) for ahead in places[k + 2 : k + 3]]
         expected.append((Kind.POST_ATTENTION, *place))
+        expected += [(Kind.PRE_ATTENTION, *ahead) for ahead in places[k + 2 : k + 3]]
     assert gpu == expected
     assert order_of(graph, Resource.CPU, Kind.CPU_ATTENTION) == [(Kind.CPU_ATTENTION, *place) for place in places]
     copies = order_of(graph, Resource.HTOD, Kind.ATTENTION_LOAD, Kind.WEIGHT_FETCH)

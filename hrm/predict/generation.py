@@ -92,7 +92,7 @@ def simulate_generation(
             now = max(now, waiting[0].arrival_seconds)
         _admit(groups, waiting, policy, capacity, now)
         work = next_slice(groups, policy)
-        seconds = simulator.pass_seconds(policy, work, cache)
+        seconds = simulator.pass_seconds(policy, work, cache if work.decodes else None)
         prompt_tokens = sum(mb.prompt_tokens for mb in work.micro_batches)
         decoding = sum(mb.sequences for mb in work.micro_batches)
         finished = sum(group.advance() for group in groups)

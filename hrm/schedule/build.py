@@ -99,7 +99,7 @@ def _pages_per_layer(
     """One page per micro-batch where copies are interleaved with theirs, the whole layer, or groups of experts."""
     if placement.pool_layers == 2:
         return min(micro_batches, MOST_PAGES) if placement.paged else 1
-    experts = max(1, math.ceil(share * sizes.num_experts_total / sizes.num_expert_layers))
+    experts = max(1, math.ceil(share * sizes.num_experts_total / sizes.num_expert_layers - 1e-9))
     if placement.pool_layers == 1:
         return min(experts, MOST_PAGES)
     least = math.ceil(2 * layer_bytes / policy.page_pool_bytes - 1e-9) if policy.page_pool_bytes else experts

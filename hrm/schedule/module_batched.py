@@ -4,7 +4,6 @@ Pages pass through a ring of slots, so that the copy engine prefetches into the 
 """
 
 from hrm.schedule.builder import PassBuilder
-from hrm.schedule.pipelined import LOOKAHEAD
 from hrm.schedule.steps import Steps
 from hrm.schedule.task import Kind, Resource, Work
 
@@ -27,9 +26,9 @@ def module_batched(build: PassBuilder) -> None:
 
 
 def _attention_phase(build: PassBuilder, steps: Steps, layer: int) -> list[int]:
-    """Attention of all micro-batches, the CPU's share of it two micro-batches ahead."""
+    """Attention of all micro-batches, the CPU's share of it ahead; the task after which each is routed."""
     n = len(build.slice.micro_batches)
-    lookahead = min(LOOKAHEAD, n)
+    lookahead = min(build.policy.attention_lookahead, n)
     for j in range(lookahead):
         steps.enter(layer, j)
     steps.fetch_kv(layer, 0)

@@ -12,20 +12,17 @@ import math
 from hrm.schedule.builder import PassBuilder
 from hrm.schedule.steps import Steps
 
-LOOKAHEAD = 2  # micro-batches whose CPU attention is under way, Algorithm 1
-
 
 def pipelined(build: PassBuilder, paged: bool, ring: bool = False, ahead: bool = True) -> None:
     """Emits a pass in which each micro-batch goes through attention and experts of a layer before the next one does.
 
-    CPU attention of the two micro-batches to come is always under way.
-
-    With `ring`, pages are fetched as soon as a slot is free, not during the layer before; without `ahead`, each
-    layer's when the one before is done.
+    CPU attention of the next `attention_lookahead` micro-batches is under way (two in Algorithm 1). With `ring`,
+    pages are fetched as soon as a slot is free, not during the layer before; without `ahead`, each layer's when the
+    one before is done.
     """
     steps, n = Steps(build), len(build.slice.micro_batches)
     places = [(layer, j) for layer in range(build.num_layers) for j in range(n)]
-    lookahead = min(LOOKAHEAD, n)
+    lookahead = min(build.policy.attention_lookahead, n)
     for place in places[:lookahead]:
         steps.enter(*place)
     steps.fetch_kv(*places[0])
@@ -33,8 +30,7 @@ def pipelined(build: PassBuilder, paged: bool, ring: bool = False, ahead: bool =
         if j == 0:
             build.begin_block()
             build.fetch_dense(layer + 1)
-        if j == 0:  # what no earlier layer has fetched of this one
-            build.fetch_pages(build.plan.first[layer + 1])
+            build.fetch_pages(build.plan.first[layer + 1])  # what no earlier layer has fetched of this one
         if ahead and not paged:
             _fetch(build, layer, j, n, ring)
         steps.load_attention(layer, j)

@@ -21,8 +21,9 @@ class Placement:
         are not overlapped with compute.
     pool_layers: layers' worth of streamed expert weights that the page pool holds; None lets the search choose the
         size of a ring that prefetches across layers.
-    paged: a layer's weights are copied in pages between the small copies, not in one piece before them; same busy
-    times. stepwise: queues are synchronised after every half layer of every micro-batch (FlexGen); same busy times.
+    paged: a layer's weights are copied in pages between the small copies, not in one piece before them.
+    stepwise: queues are synchronised after every half layer of every micro-batch (FlexGen). As with `paged`, busy times
+        are the same; the simulator shows the difference.
     prefill_chunk_tokens: tokens prefilled at a time; None leaves it to the machine (see Rates.prefill_chunk_tokens).
     """
 

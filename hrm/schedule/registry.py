@@ -66,7 +66,9 @@ _NAMED: dict[str, tuple[Placement, ...]] = {
 def _auto() -> tuple[Placement, ...]:
     """Every combination of the free choices, including prefill mixed into decode passes (MoE-Lens).
 
-    Attention on the CPU alone is the corner A_g = r_c = 0 of "hybrid", and not listed again.
+    The named schedules beside them do what no free combination does: CPU and GPU in turn (what is left for a batch of
+    one), hidden states that stay on the GPU in prefill, experts fetched on demand. Attention on the CPU alone is the
+    corner A_g = r_c = 0 of "hybrid", and not listed again.
     """
     free = [
         Placement(AUTO, attention, on_cpu, ffn, mixed, overlap, pool)
@@ -74,7 +76,7 @@ def _auto() -> tuple[Placement, ...]:
             _ATTENTION, (False, True), (False, True), _PIPELINES
         )
     ]
-    return (*free, *_FLEXGEN_CPU, *_EXPERT_CACHE)
+    return (*free, *_FLEXGEN_CPU, *_LAYER_STREAMING, *_EXPERT_CACHE)
 
 
 def published_name(placement: Placement) -> str:
@@ -92,8 +94,8 @@ def schedule_names() -> tuple[str, ...]:
 def placements(schedule: str) -> tuple[Placement, ...]:
     """The placements of one schedule.
 
-    `auto` holds every free combination, CPU attention in turn with the GPU (what is left for a batch of one), and the
-    expert cache; the other named schedules are free combinations, or dominated by one row by row.
+    `auto` holds every free combination, and those named schedules that are none; the others are free combinations, or
+    dominated by one row by row.
 
     Raises:
         UnknownNameError: no such schedule.

@@ -32,12 +32,13 @@ class Policy(BaseModel):
     `experts_on_gpu` F_g the share of decode expert work done on the GPU, `weights_on_gpu` r_w the share of routed-
     expert weights resident there, `weights_on_disk` the share that lies on disk. `dense_weights_on_gpu` is the
     resident share of all other layer weights and the LM head. `page_pool_bytes` is GPU memory for streamed weights
-    (all devices). `hidden_states_by` says whether small copies to the GPU (attention results, hidden states) queue
-    behind weights on the copy engine or are read by a GPU kernel; `host_weights`, whether weights and KV cache are
-    copied straight from page-locked memory or staged out of pageable memory first; `weight_prefetch`, whether weights
-    are fetched ahead in all passes and across them, or in decode passes only and not for the next pass. With
-    `mixed_prefill` every pass carries decode tokens and the prefill of the requests that replace finished ones (MoE-
-    Lens); otherwise the whole batch is prefilled, then decoded (MoE-Lightning).
+    (all devices). `attention_lookahead` is how many micro-batches CPU attention is ahead of the GPU;
+    `hidden_states_by` says whether small copies to the GPU (attention results, hidden states) queue behind weights on
+    the copy engine or are read by a GPU kernel; `host_weights`, whether weights and KV cache are copied straight from
+    page-locked memory or staged out of pageable memory first; `weight_prefetch`, whether weights are fetched ahead in
+    all passes and across them, or in decode passes only and not for the next pass. With `mixed_prefill` every pass
+    carries decode tokens and the prefill of the requests that replace finished ones (MoE-Lens); otherwise the whole
+    batch is prefilled, then decoded (MoE-Lightning).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -58,6 +59,7 @@ class Policy(BaseModel):
     prefill_chunk_tokens: int = Field(ge=1)
     page_pool_bytes: float = Field(ge=0.0)
     tensor_parallel_size: int = Field(ge=1)
+    attention_lookahead: int = Field(default=2, ge=1)
     hidden_states_by: Literal["copy_engine", "kernel"] = "copy_engine"
     host_weights: Literal["page_locked", "pageable"] = "page_locked"
     weight_prefetch: Literal["always", "within_decode"] = "always"
