@@ -11,6 +11,7 @@ from hrm.schedule.slice import MicroBatch
 from hrm.schedule.task import Kind, Task
 
 COPY_TRAFFIC = 3  # bytes of DRAM traffic per byte copied with ordinary stores, which allocate the line they write
+DEPEND_ON_CONTEXT = (Kind.CPU_ATTENTION, Kind.GPU_ATTENTION, Kind.KV_FETCH, Kind.KV_STAGE, Kind.LM_HEAD)
 COPY_LINKS = {"HTOD": "htod", "ZERO_COPY": "htod", "DTOH": "dtoh"}
 
 
@@ -40,7 +41,8 @@ class TaskCosts:
         mb = batches[task.micro_batch] if task.micro_batch is not None else _NONE
         layer, work = self._layers[task.layer], task.work
         first = task.layer == 0 and task.kind == Kind.PRE_ATTENTION
-        key = (task.kind, id(layer), first, work.sequences, work.prompt_tokens, work.share, mb)
+        details = mb if task.kind in DEPEND_ON_CONTEXT else None
+        key = (task.kind, task.resource, id(layer), first, work.sequences, work.prompt_tokens, work.share, details)
         if key not in self._cache:
             self._cache[key] = _COSTS[task.kind](self, layer, task, mb)
         return self._cache[key]

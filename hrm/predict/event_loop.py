@@ -35,6 +35,7 @@ class EventLoop:
         self._rate = [1.0 for _ in queues]
         self._left = [0.0 for _ in queues]  # work of the running task at time _since
         self._since = [0.0 for _ in queues]
+        self._queues = list(zip(queues, program.seconds, program.layout.after, strict=True))
         self._leader = program.layout.resources.index(Resource.GPU)
         self._shortcut = shortcut
         self._rates: dict[tuple[tuple[int, int], ...], list[float]] = {}
@@ -66,20 +67,19 @@ class EventLoop:
 
     def _start_ready(self) -> bool:
         """Starts what can start; whether anything runs."""
-        position, finish, program = self.position, self.finish, self.program
-        edges = program.layout.after
-        for q, seconds in enumerate(program.seconds):
+        position, finish, now = self.position, self.finish, self.now
+        for q, seconds, edges in self._queues:
             at = position[q]
             if finish[q] != IDLE or at >= len(seconds):
                 continue
-            for other, needed in edges[q][at]:
+            for other, needed in edges[at]:
                 if position[other] <= needed:
                     break
             else:
-                self.start[q][at] = self._since[q] = self.now
+                self.start[q][at] = self._since[q] = now
                 self._left[q], self._rate[q] = seconds[at], 1.0
-                finish[q] = self.now + seconds[at]
-        if program.contended:
+                finish[q] = now + seconds[at]
+        if self.program.contended:
             self._share()
         return min(finish) != IDLE
 

@@ -21,7 +21,7 @@ from hrm.schedule.task import Resource
 from hrm.spec.policy import Policy
 
 MOST_GRAPHS = 16  # structures kept for passes that differ only in their contexts
-SHORT_LAYERS = (7, 14)  # layers simulated first where only a pass's seconds are asked for
+SHORT_LAYERS = (8, 14)  # layers simulated first where only a pass's seconds are asked for
 SETTLED = 3  # layers that must be left to the end of a short pass for its repetition to be the long one's
 
 
