@@ -26,8 +26,9 @@ def published(
     """
     from hrm.cli.output import print_json, print_text
     from hrm.cli.progress import progress_bar
-    from hrm.report.published import predict_published, published_errors
+    from hrm.report.published import diagnosis, predict_published, published_errors
     from hrm.report.published_auto import auto_case, published_cases
+    from hrm.report.published_text import describe_diagnosis
 
     with progress_bar("published rows simulated") as update:
         predictions = predict_published(update)
@@ -37,13 +38,14 @@ def published(
             for i, case in enumerate(names := published_cases(predictions)):
                 cases.append(auto_case(case))
                 update(i + 1, len(names))
-    errors = published_errors(predictions)
+    errors, without_tensor_cores = published_errors(predictions), published_errors(diagnosis())
     if plot is not None:
         _save(predictions, plot)
     if json:
-        print_json(_report(predictions, cases, errors))
+        print_json({**_report(predictions, cases, errors), "diagnosis": asdict(without_tensor_cores)})
         return
     _print(predictions, cases, errors)
+    print_text(describe_diagnosis(without_tensor_cores))
     if plot is not None:
         print_text(f"Wrote {plot}")
 

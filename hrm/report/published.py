@@ -1,7 +1,7 @@
 """The published results predicted: every system, machine and generation length, with the errors."""
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -11,6 +11,7 @@ from hrm.report.published_machine import published_machine
 from hrm.report.published_policy import published_policy, published_workload
 from hrm.report.published_rows import PublishedRow, published_data, published_rows
 from hrm.search.search import make_rates
+from hrm.spec.hardware import load_profile
 from hrm.spec.model_config import load_model
 from hrm.spec.policy import Policy
 
@@ -37,19 +38,34 @@ class PublishedPrediction:
         return self.predicted / self.row.throughput - 1
 
 
-def predict_published(progress: Callable[[int, int], None] | None = None) -> tuple[PublishedPrediction, ...]:
-    """Simulates every published row with its published policy."""
+def predict_published(
+    progress: Callable[[int, int], None] | None = None, fused_kernel: Mapping[str, float] | None = None
+) -> tuple[PublishedPrediction, ...]:
+    """Simulates every published row with its published policy.
+
+    `fused_kernel` sets the rate of the systems' expert kernel, flop/s by machine, for what-ifs; predictions give none.
+    """
     rows, done = published_rows(), []
     for row in rows:
-        done.append(_predict(row))
+        done.append(_predict(row, (fused_kernel or {}).get(row.setting)))
         if progress is not None:
             progress(len(done), len(rows))
     return tuple(done)
 
 
-def _predict(row: PublishedRow) -> PublishedPrediction:
+def diagnosis() -> tuple[PublishedPrediction, ...]:
+    """The predictions, were the fused kernel on the T4 as fast as its fp32 peak, without tensor cores.
+
+    Not a prediction: this rate was never published, and is looked at because the T4 rows are off. One number, from the
+    datasheet, explains them all; Triton 2.2, which the systems used, has tests that expect tensor cores there.
+    """
+    return predict_published(fused_kernel={"S1": load_profile("t4").peak_flops_per_s("gpu", "fp32")})
+
+
+def _predict(row: PublishedRow, fused_kernel_flops_per_s: float | None) -> PublishedPrediction:
     policy = published_policy(row)
-    profile, model = published_machine(row.setting, row.system), load_model(published_data()["model"])
+    profile = published_machine(row.setting, row.system, fused_kernel_flops_per_s)
+    model = load_model(published_data()["model"])
     rates = make_rates(profile, model, published_workload(row)).for_chunk(policy.prefill_chunk_tokens)
     return PublishedPrediction(row, policy, *generation_seconds(Simulator(rates), policy))
 

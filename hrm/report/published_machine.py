@@ -9,25 +9,28 @@ SOURCE = "published-systems"
 
 
 @cache
-def published_machine(setting: str, system: str | None = None) -> HardwareProfile:
-    """A shipped profile with sustained clocks, the fused kernel's tiles, and what a system's kernels do to memory
-    traffic.
+def published_machine(
+    setting: str, system: str | None = None, fused_kernel_flops_per_s: float | None = None
+) -> HardwareProfile:
+    """A shipped profile at sustained clocks, with the fused kernel's tiles and a system's own memory traffic.
 
-    Without a system: the machine as the toolkit's own runtime would find it, with grouped expert products that pad
-    nothing.
+    Without a system: the machine as a runtime would find it whose grouped expert products pad nothing. A rate for the
+    fused kernel, flop/s, takes the place of the tensor peak at the base clock (a what-if, see `published.diagnosis`).
     """
     profile, facts = load_profile(published_data()["machines"][setting]["profile"]), system_facts()
-    clocks = facts["machines"][setting]
+    clocks, own = facts["machines"][setting], facts["systems"][system] if system else {}
     clock = clocks["base_clock_mhz"] / clocks["boost_clock_mhz"]
-    own = facts["systems"][system] if system else {}
-    dense = OperatorEfficiency(compute=_share(clock))
-    if profile.efficiency.gpu.get("linear"):
-        dense = profile.efficiency.gpu["linear"]
-    attention = OperatorEfficiency(compute=_share(clock), memory=_share(1 / own.get("gpu_attention_traffic", 1.0)))
-    rows = facts["expert_tile_rows"] if system in ("MoEL", "MoEL(p)", "FlexGen", "FlexGen(c)") else 1
-    gpu = {"linear": dense, "attention": attention, "expert_ffn": _experts(clock, rows, facts["expert_memory_share"])}
-    dram = profile.cpu.memory_bandwidth.value
-    reads = facts["cpu_attention_bytes_per_s"] / dram
+    kernel = clock
+    if fused_kernel_flops_per_s is not None and own.get("fused_kernel"):
+        kernel = fused_kernel_flops_per_s / profile.peak_flops_per_s("gpu", "fp16")
+    rows = facts["expert_tile_rows"] if own.get("fused_kernel") else 1
+    traffic = 1 / own.get("gpu_attention_traffic", 1.0)
+    gpu = {
+        "linear": OperatorEfficiency(compute=_share(clock)),
+        "attention": OperatorEfficiency(compute=_share(clock), memory=_share(traffic)),
+        "expert_ffn": _experts(kernel, rows, facts["expert_memory_share"]),
+    }
+    reads = facts["cpu_attention_bytes_per_s"] / profile.cpu.memory_bandwidth.value
     if "cpu_attention_traffic" in own:
         reads = 1 / own["cpu_attention_traffic"]
     cpu = {**profile.efficiency.cpu, "attention": OperatorEfficiency(memory=_share(reads))}
