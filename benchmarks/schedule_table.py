@@ -20,7 +20,6 @@ from hrm.spec.workload_file import load_workload
 PROFILES = ("t4", "l4", "a10g", "rtx4090", "h200-16gib")
 MODEL = "mixtral-8x7b"
 WORKLOAD = "mtbench"
-SIMULATED = 4  # best policies by roofs that are simulated, per schedule
 
 
 def row(profile: str, entry: ComparedSchedule) -> dict[str, Any]:
@@ -61,7 +60,7 @@ def main() -> None:
     rows = []
     for profile in options.profiles:
         rates = make_rates(load_profile(profile), load_model(MODEL), load_workload(WORKLOAD))
-        rows += [row(profile, entry) for entry in compare_schedules(rates, SIMULATED)]
+        rows += [row(profile, entry) for entry in compare_schedules(rates)]
     print(markdown(rows, options.profiles))
     if options.output:
         options.output.write_text(json.dumps({"machine": this_machine(), "model": MODEL, "rows": rows}, indent=1))

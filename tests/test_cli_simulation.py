@@ -86,7 +86,7 @@ def test_search_refined(hrm: Invoke, tmp_path: Path) -> None:
 
 def test_compare_lists_every_schedule(hrm: Invoke, tmp_path: Path) -> None:
     chart = tmp_path / "bars.svg"
-    words = ("compare", *FAST, "--model", "olmoe-1b-7b", "--refine", "1", "--plot", str(chart))
+    words = ("compare", *FAST, "--model", "olmoe-1b-7b", "--plot", str(chart))
     code, out, _ = hrm(*words)
     assert code == 0
     for name in ("auto", "cgopipe", "module_batched", "flexgen", "fastdecode", "layer_streaming", "expert_cache"):
@@ -95,7 +95,7 @@ def test_compare_lists_every_schedule(hrm: Invoke, tmp_path: Path) -> None:
 
 
 def test_compare_says_what_does_not_fit(hrm: Invoke) -> None:
-    code, out, _ = hrm("compare", *FAST, "--model", "mixtral-8x22b", "--refine", "1", "--json")
+    code, out, _ = hrm("compare", *FAST, "--model", "mixtral-8x22b", "--json")
     rows = {row["schedule"]: row for row in json.loads(out)}
     assert code == 0
     assert not rows["auto"]["fits"]

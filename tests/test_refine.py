@@ -71,7 +71,7 @@ def test_contention_is_seen_where_dram_is_short():
 
 
 def test_every_schedule_is_compared_and_auto_leads():
-    rows = compare_schedules(rates_of("t4"), 4)
+    rows = compare_schedules(rates_of("t4"))
     assert {row.schedule for row in rows} == set(schedule_names())
     assert rows[0].schedule == "auto"
     assert all(a.throughput >= b.throughput for a, b in pairwise(rows))

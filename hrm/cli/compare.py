@@ -25,7 +25,6 @@ def compare(
     padded: opt.PaddedOption = False,
     dtype: opt.DtypeOption = None,
     kv_dtype: opt.KvDtypeOption = None,
-    refine: Annotated[int, typer.Option(min=1, max=20, help="Policies simulated per schedule.")] = 4,
     plot: Annotated[Path | None, typer.Option(help="Write a bar chart: .png, .svg or .pdf.")] = None,
     json: opt.JsonOption = False,
 ) -> None:
@@ -37,7 +36,7 @@ def compare(
     read = opt.read_workload(workload, prompt_len, prompt_len_max, gen_len, padded)
     rates = opt.read_rates(profile, model, read, dtype, kv_dtype)
     with progress_bar("schedules searched and simulated") as update:
-        rows = compare_schedules(rates, refine, update)
+        rows = compare_schedules(rates, update)
     if plot is not None:
         from hrm.plotting.figures import save_figure
         from hrm.plotting.timeline_figures import compare_figure
@@ -78,7 +77,7 @@ def _print(rates: Rates, rows: tuple[ComparedSchedule, ...]) -> None:
     from hrm.report.explain import describe_gap
 
     best = rows[0].throughput
-    columns = ("schedule", "tokens/s", "of the best", "of its roofs", "N = n x mu", "mostly lost to")
+    columns = ("schedule", "tokens/s", "of best", "of roofs", "n x mu", "lost to")
     table = [_row(row, best) for row in rows]
     title = f"{rates.model.name} on {rates.machine.profile.title}: every schedule with its best policy, simulated"
     print_table(title, columns, table)
@@ -95,6 +94,6 @@ def _row(row: ComparedSchedule, best: float) -> tuple[str, ...]:
         f"{row.throughput:,.1f}",
         f"{row.throughput / best:.1%}",
         f"{simulated.share_of_roof:.1%}",
-        f"{policy.batch_size:,} = {policy.num_micro_batches} x {policy.micro_batch_size:,}",
+        f"{policy.num_micro_batches} x {policy.micro_batch_size:,}",
         row.best.gap.largest if simulated.share_of_roof < 0.99 else "-",
     )

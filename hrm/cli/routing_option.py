@@ -51,7 +51,7 @@ def _exponent(option: str) -> float:
 
 
 def _replayed(path: Path, rates: Rates, policy: Policy) -> CacheStats:
-    from hrm.predict.routing import trace_cache_stats
+    from hrm.predict.routing_replay import trace_cache_stats
     from hrm.predict.routing_trace import load_routing_trace
 
     trace = load_routing_trace(path, rates.model)

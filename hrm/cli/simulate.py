@@ -55,10 +55,9 @@ def simulate(
 
 
 def _best(rates: Rates, schedule: str) -> Policy:
-    from hrm.search.refine import refine
-    from hrm.search.search import search_policy
+    from hrm.search.refine import best_by_simulation
 
-    return refine(search_policy(rates, schedule))[0].policy
+    return best_by_simulation(rates, schedule).policy
 
 
 def _simulate(

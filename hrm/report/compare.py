@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from hrm.errors import InfeasibleError
 from hrm.predict.rates import Rates
 from hrm.schedule.registry import schedule_names
-from hrm.search.refine import Refined, refine
-from hrm.search.search import search_policy
+from hrm.search.refine import Refined, best_by_simulation
 
 
 @dataclass(frozen=True)
@@ -24,21 +23,19 @@ class ComparedSchedule:
         return self.best.simulated.generation_throughput if self.best else 0.0
 
 
-def compare_schedules(
-    rates: Rates, top: int, progress: Callable[[int, int], None] | None = None
-) -> tuple[ComparedSchedule, ...]:
-    """Searches and refines every schedule, the `top` policies of each; fastest first."""
+def compare_schedules(rates: Rates, progress: Callable[[int, int], None] | None = None) -> tuple[ComparedSchedule, ...]:
+    """Searches every schedule and simulates its best policies; fastest first."""
     names, rows = schedule_names(), []
     for i, name in enumerate(names):
-        rows.append(_best(rates, name, top))
+        rows.append(_best(rates, name))
         if progress is not None:
             progress(i + 1, len(names))
     return tuple(sorted(rows, key=lambda row: -row.throughput))
 
 
-def _best(rates: Rates, schedule: str, top: int) -> ComparedSchedule:
+def _best(rates: Rates, schedule: str) -> ComparedSchedule:
     try:
-        found = refine(search_policy(rates, schedule, top))
+        found = best_by_simulation(rates, schedule)
     except InfeasibleError as error:
         return ComparedSchedule(schedule, None, str(error))
-    return ComparedSchedule(schedule, found[0])
+    return ComparedSchedule(schedule, found)

@@ -6,12 +6,10 @@ from functools import cache
 from hrm.report.published import PublishedPrediction
 from hrm.report.published_machine import published_machine
 from hrm.report.published_rows import published_data
-from hrm.search.refine import Refined, refine
-from hrm.search.search import make_rates, search_policy
+from hrm.search.refine import Refined, best_by_simulation
+from hrm.search.search import make_rates
 from hrm.spec.model_config import load_model
 from hrm.spec.workload import make_workload
-
-TOP = 4  # policies simulated per case
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ def auto_case(case: tuple[str, str, int]) -> AutoCase:
     lengths, model = published_data()["workloads"][name], load_model(published_data()["model"])
     workload = make_workload(gen_len, lengths["prompt_len"], lengths["prompt_len_max"], False, name)
     rates = make_rates(published_machine(setting), model, workload)
-    return AutoCase(case, refine(search_policy(rates, "auto", TOP))[0])
+    return AutoCase(case, best_by_simulation(rates, "auto"))
 
 
 def published_cases(predictions: tuple[PublishedPrediction, ...]) -> tuple[tuple[str, str, int], ...]:

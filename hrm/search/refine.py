@@ -11,11 +11,14 @@ from hrm.predict.simulate import Simulator
 from hrm.predict.throughput import SimulatedThroughput, simulate_throughput
 from hrm.schedule.build import build_graph
 from hrm.schedule.slice import PassSlice, decode_slice, mixed_slice, prefill_slice
-from hrm.search.search import Candidate, SearchResult
+from hrm.search.search import Candidate, SearchResult, search_policy
 from hrm.spec.policy import Policy
 
+MOST_KINDS = 16  # placements whose best policies are considered
+PROMISE_SLACK = 1.1  # simulations exceed their closed form by a few percent where pages overlap within a layer
 FINEST = 128  # micro-batches beyond which a pipeline's fill is a small part of it anyway
 FINER = (1, 2, 4)  # times as many micro-batches: smaller ones fill the pipeline sooner, and cost more weight reads
+Simulated = tuple[Candidate, SimulatedThroughput]
 
 
 @dataclass(frozen=True)
@@ -38,19 +41,41 @@ def refine(result: SearchResult, progress: Callable[[int, int], None] | None = N
     The closed form ranks by roofs alone; of two policies equally good there, one may leave bubbles that the other
     does not.
     """
-    rates = result.rates
-    variants = [v for c in result.candidates for v in _finer(rates, c)]
-    simulators: dict[int, Simulator] = {}
-    done: dict[Policy, tuple[Candidate, SimulatedThroughput]] = {}
-    for i, variant in enumerate(variants):
-        chunk = variant.policy.prefill_chunk_tokens
-        simulator = simulators.setdefault(chunk, Simulator(rates.for_chunk(chunk)))
-        done[variant.policy] = (variant, simulate_throughput(simulator, variant.policy))
+    simulated = []
+    for i, candidate in enumerate(result.candidates):
+        simulated.append(_best_variant(result.rates, candidate))
         if progress is not None:
-            progress(i + 1, len(variants))
-    best = _best_of_each(list(done.values()))
-    ranked = sorted(best, key=lambda entry: -entry[1].generation_throughput)
-    return tuple(Refined(c, s, explain_policy(rates, c.policy)) for c, s in ranked)
+            progress(i + 1, len(result.candidates))
+    return _ranked(result.rates, simulated)
+
+
+def best_by_simulation(rates: Rates, schedule: str) -> Refined:
+    """The best simulated policy among the best of every placement of a schedule.
+
+    Goes through them by what their roofs promise, until what is left promises less than has been simulated.
+
+    Raises:
+        InfeasibleError: nothing fits. UnknownNameError: an unknown schedule.
+    """
+    simulated: list[Simulated] = []
+    best = 0.0
+    for candidate in search_policy(rates, schedule, MOST_KINDS).candidates:
+        if candidate.prediction.generation_throughput * PROMISE_SLACK < best:
+            break
+        simulated.append(_best_variant(rates, candidate))
+        best = max(best, simulated[-1][1].generation_throughput)
+    return _ranked(rates, simulated)[0]
+
+
+def _best_variant(rates: Rates, candidate: Candidate) -> Simulated:
+    simulator = Simulator(rates.for_chunk(candidate.policy.prefill_chunk_tokens))
+    variants = [(v, simulate_throughput(simulator, v.policy)) for v in _finer(rates, candidate)]
+    return max(variants, key=lambda variant: variant[1].generation_throughput)
+
+
+def _ranked(rates: Rates, simulated: list[Simulated]) -> tuple[Refined, ...]:
+    order = sorted(simulated, key=lambda entry: -entry[1].generation_throughput)
+    return tuple(Refined(c, s, explain_policy(rates, c.policy)) for c, s in order)
 
 
 def explain_policy(rates: Rates, policy: Policy) -> Gap:
@@ -84,20 +109,3 @@ def _finer(rates: Rates, candidate: Candidate) -> Iterator[Candidate]:
             yield Candidate(smaller, predict(rates, smaller))
         except PolicyError:
             continue
-
-
-def _best_of_each(
-    simulated: list[tuple[Candidate, SimulatedThroughput]],
-) -> list[tuple[Candidate, SimulatedThroughput]]:
-    """For every kind of candidate its best variant."""
-    best: dict[tuple[object, ...], tuple[Candidate, SimulatedThroughput]] = {}
-    for entry in simulated:
-        kind = _kind(entry[0].policy)
-        if kind not in best or entry[1].generation_throughput > best[kind][1].generation_throughput:
-            best[kind] = entry
-    return list(best.values())
-
-
-def _kind(policy: Policy) -> tuple[object, ...]:
-    """What variants of one policy have in common: all but its batch sizes."""
-    return tuple(v for k, v in policy.model_dump().items() if not k.endswith("batch_size"))
