@@ -59,6 +59,22 @@ def test_simulate_shows_the_prefill_pass(hrm: Invoke, policy: Path) -> None:
     assert json.loads(out)["pass"] == "prefill"
 
 
+def test_auto_shows_a_prefill_pass_though_its_best_policy_mixes(hrm: Invoke) -> None:
+    code, out, _ = hrm("simulate", *T4, "--gen-len", "64", "--prefill", "--json")
+    report = json.loads(out)
+    assert code == 0
+    assert report["pass"] == "prefill"
+    assert not report["policy"]["mixed_prefill"]
+
+
+def test_a_prefill_pass_of_a_policy_that_mixes_is_refused(hrm: Invoke, tmp_path: Path) -> None:
+    path = tmp_path / "mixed.yaml"
+    hrm("search", *T4, "--gen-len", "64", "--json", "--output", str(path))
+    code, _, err = hrm("simulate", *T4, "--gen-len", "64", "--policy", str(path), "--prefill")
+    assert code == 1
+    assert "mixes prefill" in err
+
+
 def test_routing_decides_how_an_expert_cache_fares(hrm: Invoke, tmp_path: Path) -> None:
     path, lengths = tmp_path / "cache.yaml", ("--prompt-len", "16")
     hrm("search", *FAST, *lengths, "--schedule", "expert_cache", "--json", "--output", str(path))
@@ -147,7 +163,6 @@ def test_a_policy_that_cannot_run_is_refused_in_one_line(
         (("--schedule", "cgopipe", "--trace", "/no/such/place.json"), "/no/such/place.json"),
         (("--schedule", "cgopipe", "--graph", "/no/such/place.txt"), "/no/such/place.txt"),
         (("--schedule", "cgopipe", "--plot", "chart.gif"), ".gif"),
-        (("--schedule", "auto", "--prefill"), "prefill"),
     ],
 )
 def test_bad_options_are_refused_without_a_traceback(hrm: Invoke, words: tuple[str, ...], expected: str) -> None:

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,7 +10,8 @@ from hypothesis import strategies as st
 from hrm.errors import PolicyError, WorkloadError
 from hrm.predict.batching import balanced_batch
 from hrm.predict.generation import simulate_generation
-from hrm.predict.in_flight import Group, future_peak_tokens, next_slice
+from hrm.predict.in_flight import Group, future_peak_bytes, next_slice
+from hrm.predict.kv_table import KvTable
 from hrm.predict.requests import Request, workload_requests
 from hrm.predict.simulate import Simulator
 from hrm.predict.throughput import generation_seconds, simulate_throughput
@@ -40,13 +42,13 @@ def mixed(simulator) -> Policy:
 
 def test_algorithm_2_gives_the_longest_prompt_to_the_emptiest_micro_batch():
     requests = [Request(n, 4) for n in (9, 8, 7, 3, 2, 1)]
-    batch = balanced_batch(requests, 3, 2, cache_tokens=1000)
+    batch = balanced_batch(requests, 3, 2, cache=1000)
     assert [sorted(r.prompt_len for r in mb) for mb in batch.micro_batches] == [[1, 9], [2, 8], [3, 7]]
     assert batch.left_over == ()
 
 
 def test_algorithm_2_leaves_over_what_exceeds_the_cache():
-    batch = balanced_batch([Request(10, 5), Request(9, 5), Request(2, 5)], 1, 5, cache_tokens=22)
+    batch = balanced_batch([Request(10, 5), Request(9, 5), Request(2, 5)], 1, 5, cache=22)
     assert [r.prompt_len for r in batch.micro_batches[0]] == [10, 2]
     assert [r.prompt_len for r in batch.left_over] == [9]
 
@@ -138,9 +140,14 @@ def test_future_peak_counts_the_longest_moment():
     group = Group()
     group.join([Request(10, 4), Request(20, 2)])
     # after two tokens: (10 + 2) + (20 + 2); after four: 10 + 4
-    assert future_peak_tokens([group]) == 34
-    assert future_peak_tokens([group], [Request(100, 8)]) == 34 + 102
-    assert future_peak_tokens([Group()]) == 0
+    linear = KvTable(np.arange(200.0), 1.0)
+    assert future_peak_bytes([group], [], linear) == 34
+    assert future_peak_bytes([group], [Request(100, 8)], linear) == 34 + 102
+    assert future_peak_bytes([Group()], [], linear) == 0
+    stepwise = KvTable(np.arange(200.0), None)  # the way of windowed models, on the same sizes
+    assert future_peak_bytes([group], [Request(100, 8)], stepwise) == 34 + 102
+    windowed = KvTable(np.minimum(np.arange(200.0), 15.0), None)
+    assert future_peak_bytes([group], [], windowed) == 12 + 15
 
 
 @settings(max_examples=30, deadline=None)
@@ -172,8 +179,29 @@ _POLICY = {
 def test_impossible_runs_are_refused(simulator, policy):
     with pytest.raises(WorkloadError, match="no requests"):
         simulate_generation(simulator, policy, [])
-    with pytest.raises(WorkloadError, match=r"request of 9000000 prompt .* exceeds"):
+    with pytest.raises(WorkloadError, match=r"a request of 9000004 tokens"):
         simulate_generation(simulator, policy, [Request(9_000_000, 4)])
     huge = policy.model_copy(update={"batch_size": policy.batch_size * 10})
     with pytest.raises(PolicyError, match="more CPU memory"):
         simulate_generation(simulator, huge, [Request(77, 4)])
+
+
+@pytest.mark.parametrize("model", ["gpt-oss-20b", "llama-4-scout"])
+def test_a_batch_of_a_windowed_model_runs_as_one(model):
+    """Layers with a sliding window hold less than every token: what the search fits in one batch, a run does too."""
+    rates = make_rates(load_profile("rtx4090"), load_model(model), make_workload(4, 4000, 4000))
+    policy = search_policy(rates, "flexgen").policy
+    simulator = Simulator(rates.for_chunk(policy.prefill_chunk_tokens))
+    run = simulate_generation(simulator, policy, workload_requests(rates.workload, policy.batch_size))
+    prefill, decode = generation_seconds(simulator, policy)
+    assert run.total_seconds - run.fill_seconds == pytest.approx(prefill + decode, rel=1e-3)
+
+
+def test_a_run_begins_with_what_its_first_pass_expects(simulator, policy):
+    """CGOPipe prefetches a layer's streamed experts; schedules that fetch on demand begin with nothing."""
+    sizes, link = simulator.rates.sizes, simulator.rates.machine.link_bytes_per_s("htod")
+    run = simulate_generation(simulator, policy, [Request(77, 2)])
+    layer = (1 - policy.weights_on_gpu) * sizes.expert_bytes / sizes.num_expert_layers
+    assert run.fill_seconds == pytest.approx(layer / link)
+    on_demand = search_policy(simulator.rates, "expert_cache").policy
+    assert simulate_generation(simulator, on_demand, [Request(77, 2)]).fill_seconds == 0

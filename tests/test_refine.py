@@ -7,14 +7,14 @@ from hypothesis import HealthCheck, given, settings
 from random_instances import instances
 
 from hrm.errors import InfeasibleError
-from hrm.predict.gap import explain_gap
+from hrm.predict.memory_over_time import memory_over_time
 from hrm.predict.prediction import predict
 from hrm.predict.simulate import Simulator
 from hrm.predict.throughput import simulate_throughput
 from hrm.report.compare import compare_schedules
-from hrm.schedule.build import build_graph
-from hrm.schedule.registry import schedule_names
-from hrm.search.refine import explain_policy, refine, typical_slice
+from hrm.schedule.registry import placement_of, schedule_names
+from hrm.schedule.slice import prefill_slice
+from hrm.search.refine import PROMISE_SLACK, explain_policy, refine, typical_slice
 from hrm.search.search import make_rates, search_policy
 from hrm.spec.hardware import load_profile
 from hrm.spec.model_config import load_model
@@ -77,16 +77,40 @@ def test_every_schedule_is_compared_and_auto_leads():
     assert all(a.throughput >= b.throughput for a, b in pairwise(rows))
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(instances())
-def test_no_policy_is_simulated_above_its_roofs_by_more_than_the_fill_explains(instance):
-    """On-demand fetching overlaps within a layer, and single passes leave out what the closed form counts twice."""
+def test_simulation_stays_below_what_the_roofs_promise(instance):
+    """Up to the slack that the choice by simulation allows; on-demand fetching may exceed it, and is never cut off."""
     try:
         policy = search_policy(instance.rates, instance.schedule).policy
     except InfeasibleError:
         return
     rates = instance.rates.for_chunk(policy.prefill_chunk_tokens)
-    graph = build_graph(rates.sizes, typical_slice(rates, policy), policy)
-    simulation = Simulator(rates).simulate_graph(graph)
-    assert simulation.lower_bound_seconds <= simulation.timeline.makespan * (1 + 1e-9)
-    assert explain_gap(rates, graph).makespan == pytest.approx(simulation.timeline.makespan)
+    placement = placement_of(policy)
+    if placement.overlap == "on_demand" or rates.machine.tensor_parallel_size > 1:
+        return
+    if policy.mixed_prefill and policy.batch_size < 10 * rates.workload.gen_len:
+        return  # a fraction of a request cannot be prefilled: a pass of so few is not the closed form's
+    promised = predict(rates, policy).passes[-1]
+    work = typical_slice(rates, policy)
+    seconds = Simulator(rates).simulate(policy, work).timeline.makespan
+    assert seconds >= promised.seconds / PROMISE_SLACK - latencies(rates, policy)
+
+
+def latencies(rates, policy):
+    """The closed form counts one latency per expert copied, a pass of one micro-batch one per layer."""
+    return rates.machine.link_latency("htod") * rates.sizes.num_experts_total
+
+
+def test_memory_over_time_stays_within_what_was_predicted():
+    """Pages replace each other within their slots; nothing is ever below the resident parts."""
+    for profile, schedule in (("t4", "layer_streaming"), ("t4", "module_batched"), ("l4", "flexgen"), ("l4", "auto")):
+        rates = rates_of(profile)
+        policy = search_policy(rates, schedule).policy
+        rates = rates.for_chunk(policy.prefill_chunk_tokens)
+        prediction = predict(rates, policy)
+        for work in (typical_slice(rates, policy), prefill_slice(policy, rates.workload)):
+            done = Simulator(rates).simulate(policy, work)
+            memory = memory_over_time(done.timeline, done.costs, prediction)
+            assert memory.bytes_in_use.min() >= memory.resident_bytes * (1 - 1e-9)
+            assert memory.peak_bytes <= prediction.gpu_memory.total_bytes * (1 + 1e-9)

@@ -16,14 +16,8 @@ from tiny_schedules import policy as tiny_policy
 from hrm.cli.routing_option import read_cache_stats
 from hrm.errors import WorkloadError
 from hrm.predict.rates import Rates
-from hrm.predict.routing import (
-    MAX_EXPONENT,
-    Replacement,
-    inclusion_probabilities,
-    trace_cache_stats,
-    uniform_cache_stats,
-    zipf_cache_stats,
-)
+from hrm.predict.routing import MAX_EXPONENT, inclusion_probabilities, uniform_cache_stats, zipf_cache_stats
+from hrm.predict.routing_replay import Replacement, trace_cache_stats
 from hrm.predict.routing_trace import REQUIRED, RoutingTrace, check_trace, load_routing_trace, save_routing_trace
 from hrm.predict.simulate import Simulator
 from hrm.predict.throughput import generation_seconds

@@ -17,7 +17,9 @@ from matplotlib.text import Text
 
 from hrm.errors import HrmError
 from hrm.plotting.compare_bars import Bar, plot_compare_bars
-from hrm.plotting.gantt import KINDS, gantt_window, idle_spans, plot_gantt, plot_gantt_pair, row_bars
+from hrm.plotting.gantt import plot_gantt, plot_gantt_pair
+from hrm.plotting.gantt_bars import gantt_window, idle_spans, row_bars
+from hrm.plotting.gantt_kinds import KINDS
 from hrm.plotting.parity import ParityPoint, parity_figure, plot_parity
 from hrm.plotting.style import style
 from hrm.plotting.timeline_figures import compare_figure, gantt_figure

@@ -29,10 +29,11 @@ def compare(
     json: opt.JsonOption = False,
 ) -> None:
     """Compare all schedules on one machine and workload, each with its own best policy."""
-    from hrm.cli.output import print_json, print_text
+    from hrm.cli.output import check_figure, print_json, print_text
     from hrm.cli.progress import progress_bar
     from hrm.report.compare import compare_schedules
 
+    check_figure(plot)
     read = opt.read_workload(workload, prompt_len, prompt_len_max, gen_len, padded)
     rates = opt.read_rates(profile, model, read, dtype, kv_dtype)
     with progress_bar("schedules searched and simulated") as update:

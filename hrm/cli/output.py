@@ -3,7 +3,34 @@
 import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+from hrm.errors import HrmError
+
+
+def check_writable(*paths: Path | None) -> None:
+    """Refuses files that cannot be written before anything is computed for them; None is no file.
+
+    Raises:
+        HrmError: the folder does not exist, or the path is a folder.
+    """
+    for path in paths:
+        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+            raise HrmError(f"{path}: cannot be written (no such folder, or a folder itself); choose another place")
+
+
+def check_figure(path: Path | None) -> None:
+    """As `check_writable`, and the name must end as a figure's.
+
+    Raises:
+        HrmError: see there.
+    """
+    check_writable(path)
+    if path is not None:
+        from hrm.plotting.figures import check_suffix
+
+        check_suffix(path)
 
 
 def print_json(data: Any) -> None:

@@ -24,12 +24,13 @@ def published(
 
     Machine constants are from datasheets and published component measurements; nothing is fitted to the throughputs.
     """
-    from hrm.cli.output import print_json, print_text
+    from hrm.cli.output import check_figure, print_json, print_text
     from hrm.cli.progress import progress_bar
     from hrm.report.published import diagnosis, predict_published, published_errors
     from hrm.report.published_auto import auto_case, published_cases
     from hrm.report.published_text import describe_diagnosis
 
+    check_figure(plot)
     with progress_bar("published rows simulated") as update:
         predictions = predict_published(update)
     cases = []
@@ -104,7 +105,7 @@ def _print(predictions: tuple[PublishedPrediction, ...], cases: list[AutoCase], 
         )
         for p in sorted(predictions, key=lambda p: p.row.case)
     ]
-    columns = ("machine, workload, gen_len, system", "n x mu", "published", "predicted", "error")
+    columns = ("machine, workload, gen_len, system", "n x mu", "publ.", "pred.", "error")
     print_table("Generated tokens/s, published and predicted, policies as published", columns, rows)
     print_text(describe_errors(errors) + "\n")
     if cases:
@@ -134,6 +135,6 @@ def _print_auto(predictions: tuple[PublishedPrediction, ...], cases: list[AutoCa
                 f"{value / best.predicted:.2f}x",
             )
         )
-    columns = ("case", "auto", "n x mu", "best published", "predicted", "gain")
+    columns = ("case", "auto", "n x mu", "best publ.", "its pred.", "gain")
     title = "auto on the same machines: same clocks and component rates, no padding, no staging copies (simulated)"
     print_table(title, columns, rows)

@@ -38,14 +38,16 @@ def simulate(
     json: opt.JsonOption = False,
 ) -> None:
     """Simulate a pass of a policy task by task: makespan, utilisation, critical path, and what the roofs promised."""
-    from hrm.cli.output import print_json
+    from hrm.cli.output import check_figure, check_writable, print_json
     from hrm.cli.simulate_tables import print_simulation
     from hrm.report.simulation_report import simulation_report
     from hrm.spec.policy_file import load_policy
 
+    check_writable(trace, graph)
+    check_figure(plot)
     read = opt.read_workload(workload, prompt_len, prompt_len_max, gen_len, padded)
     rates = opt.read_rates(profile, model, read, dtype, kv_dtype)
-    chosen = load_policy(policy) if policy else _best(rates, schedule)
+    chosen = load_policy(policy) if policy else _best(rates, schedule, prefill)
     result = _simulate(rates, chosen, prefill, requests, routing)
     _write(result, trace, plot, graph)
     if json:
@@ -54,10 +56,11 @@ def simulate(
         print_simulation(rates, result)
 
 
-def _best(rates: Rates, schedule: str) -> Policy:
+def _best(rates: Rates, schedule: str, prefill: bool) -> Policy:
+    """By simulation; one that prefills on its own where that pass is to be shown."""
     from hrm.search.refine import best_by_simulation
 
-    return best_by_simulation(rates, schedule).policy
+    return best_by_simulation(rates, schedule, mixed_prefill=None if not prefill else False).policy
 
 
 def _simulate(

@@ -31,15 +31,24 @@ LEVEL_NAMES = {
 }
 
 
+def check_suffix(path: Path) -> None:
+    """Refuses names that are no figure's.
+
+    Raises:
+        HrmError: another suffix.
+    """
+    if path.suffix not in SUFFIXES:
+        found = path.suffix or "a name without a suffix"
+        raise HrmError(f"{path}: cannot write {found} as a figure; end the name in {', '.join(SUFFIXES)}")
+
+
 def save_figure(figure: Figure, path: Path) -> None:
     """Writes a figure as PNG, SVG or PDF.
 
     Raises:
         HrmError: another suffix, or the file cannot be written.
     """
-    if path.suffix not in SUFFIXES:
-        found = path.suffix or "a name without a suffix"
-        raise HrmError(f"{path}: cannot write {found} as a figure; end the name in {', '.join(SUFFIXES)}")
+    check_suffix(path)
     try:
         with style():
             figure.savefig(path)

@@ -1,82 +1,25 @@
 """A pass as bars on queues, one row per resource: MoE-Lightning's Fig. 6 for any timeline, predicted or measured."""
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
-from matplotlib.patches import Patch
 
-from hrm.errors import HrmError
+from hrm.plotting.gantt_bars import GanttBar, Window, gantt_window, idle_spans, row_bars
+from hrm.plotting.gantt_kinds import IDLE, KINDS, ROWS, draw_legend, ink_on
 from hrm.plotting.page import page_size, text_size
 from hrm.plotting.style import COLOURS, fit_title
 from hrm.predict.timeline import Timeline
-from hrm.schedule.task import Kind, Resource, Task
+from hrm.schedule.task import Kind, Resource
 
-# Name and colour of every kind, in the order of the legend; kinds of one hue do the same sort of thing.
-KINDS = {
-    Kind.PRE_ATTENTION: ("norm, QKV", "#9CCBEA"),
-    Kind.CPU_ATTENTION: ("CPU attention", "#0072B2"),
-    Kind.GPU_ATTENTION: ("GPU attention", "#2F95D0"),
-    Kind.POST_ATTENTION: ("O proj., router", "#003F66"),
-    Kind.EXPERT_FFN: ("GPU experts", "#009E73"),
-    Kind.CPU_EXPERT_FFN: ("CPU experts", "#00573F"),
-    Kind.WEIGHT_FETCH: ("expert page", "#D55E00"),
-    Kind.WEIGHT_STAGE: ("page staging", "#F2A36B"),
-    Kind.WEIGHT_READ: ("page from disk", "#8A3300"),
-    Kind.DENSE_FETCH: ("dense weights", "#F7C9A3"),
-    Kind.HEAD_FETCH: ("head weights", "#FBE3D0"),
-    Kind.EMBEDDING_LOAD: ("embeddings in", "#C9B3D9"),
-    Kind.QKV_OFFLOAD: ("Q, K, V out", "#D6579E"),
-    Kind.ATTENTION_LOAD: ("attention in", "#8E5BB5"),
-    Kind.HIDDEN_STORE: ("hidden out", "#F2A6CC"),
-    Kind.HIDDEN_LOAD: ("hidden in", "#4A1F66"),
-    Kind.KV_FETCH: ("KV in", "#E3C000"),
-    Kind.KV_STORE: ("KV out", "#F0E442"),
-    Kind.KV_STAGE: ("KV staging", "#8A8A00"),
-    Kind.ALL_REDUCE: ("all-reduce", "#222222"),
-    Kind.LM_HEAD: ("LM head", "#6B6B6B"),
-}
-ROWS = {Resource.DISK: "disk", Resource.LINK: "GPU-GPU", Resource.HOST: "staging", Resource.ZERO_COPY: "zero-copy"}
-IDLE: dict[str, Any] = {"facecolor": "#F7F7F7", "edgecolor": "#D4D4D4", "hatch": "///", "linewidth": 0}
-WHOLE = 4  # layers up to which a pass is shown in full
 THINNEST = 0.6  # points: bars are drawn no thinner; neighbours that would be are merged
-MERGED = 4  # times that width, over which they are
 GAP = 0.7  # points left white between bars that can spare them
 HEIGHT = 0.78  # of a bar, in rows
 NUMBER_SIZE, TURNED_SIZE, LAYER_SIZE = 10.0, 9.0, 11.0
 DIGIT_HEIGHT = 0.73  # of its size
 PADDING = 2.0  # points around a number in its bar
-LEGEND_COLUMNS = 7
-LEGEND_BELOW = 42.0  # points from the axes down to the legend
-
-
-@dataclass(frozen=True)
-class Window:
-    """Seconds of the pass that are shown, and the layers [first, stop) that the GPU computes in them."""
-
-    start: float
-    end: float
-    first: int
-    stop: int
-
-    @property
-    def seconds(self) -> float:
-        """Its length."""
-        return self.end - self.start
-
-
-@dataclass(frozen=True)
-class GanttBar:
-    """A task, or neighbours too thin to tell apart: as long as they are together, of the kind most are; seconds."""
-
-    start: float
-    end: float
-    kind: Kind
-    text: str
 
 
 def plot_gantt(timeline: Timeline, ax: Axes, layers: tuple[int, int] | None = None) -> Axes:
@@ -91,7 +34,7 @@ def plot_gantt(timeline: Timeline, ax: Axes, layers: tuple[int, int] | None = No
     window = gantt_window(timeline, layers)
     kinds = _draw(timeline, ax, window, window.seconds)
     fit_title(ax, _title(timeline))
-    _legend(ax, kinds)
+    draw_legend(ax, kinds)
     return ax
 
 
@@ -110,68 +53,8 @@ def plot_gantt_pair(
         kinds |= _draw(timeline, ax, window, length)
         fit_title(ax, _title(timeline, name))
     axes[0].set_xlabel("")
-    _legend(axes[1], kinds)
+    draw_legend(axes[1], kinds)
     return axes
-
-
-def gantt_window(timeline: Timeline, layers: tuple[int, int] | None) -> Window:
-    """What `plot_gantt` shows; all layers are the whole pass, with what comes before and after them.
-
-    Raises:
-        HrmError: as `plot_gantt`.
-    """
-    count = timeline.graph.num_layers
-    first, stop = layers or ((0, count) if count <= WHOLE else (count // 2 - 1, count // 2 + 1))
-    if not 0 <= first < stop <= count:
-        raise HrmError(f"gantt: layers {first}:{stop} are not in the pass; give first < end within 0:{count}")
-    if (first, stop) == (0, count):
-        return Window(0.0, timeline.makespan, first, stop)
-    tasks, queue = timeline.graph.tasks, timeline.graph.queues.get(Resource.GPU, ())
-    shown = [i for i in queue if first <= tasks[i].layer < stop]
-    if not shown:
-        raise HrmError(f"gantt: the GPU computes nothing of layers {first}:{stop}; choose others")
-    return Window(float(timeline.start[shown].min()), float(timeline.end[shown].max()), first, stop)
-
-
-def row_bars(timeline: Timeline, resource: Resource, window: Window, thinnest: float) -> Iterator[GanttBar]:
-    """Bars of a row in order, cut to the window; neighbours shorter than `thinnest` seconds are merged."""
-    queue = np.array(timeline.graph.queues.get(resource, ()), dtype=int)
-    starts, ends = timeline.start[queue], timeline.end[queue]
-    inside = (ends > window.start) & (starts < window.end) & (ends > starts)
-    shown = zip(queue[inside], starts[inside].clip(window.start), ends[inside].clip(max=window.end), strict=True)
-    thin: list[GanttBar] = []
-    for i, start, end in shown:
-        task = timeline.graph.tasks[i]
-        bar = GanttBar(float(start), float(end), task.kind, _text(task))
-        if thin and (end - start >= thinnest or end - thin[0].start > MERGED * thinnest):
-            yield _merged(thin)
-            thin = []
-        if end - start >= thinnest:
-            yield bar
-        else:
-            thin.append(bar)
-    if thin:
-        yield _merged(thin)
-
-
-def idle_spans(bars: Sequence[GanttBar], window: Window, shortest: float) -> list[tuple[float, float]]:
-    """First and last second of what the bars of a row leave free in the window, if longer than `shortest` seconds."""
-    starts = [bar.start for bar in bars] + [window.end]
-    ends = np.maximum.accumulate([window.start, *(bar.end for bar in bars)]).tolist()
-    return [(end, start) for end, start in zip(ends, starts, strict=True) if start - end > shortest]
-
-
-def _merged(bars: list[GanttBar]) -> GanttBar:
-    seconds: dict[Kind, float] = {}
-    for bar in bars:
-        seconds[bar.kind] = seconds.get(bar.kind, 0.0) + bar.end - bar.start
-    return GanttBar(
-        bars[0].start, bars[0].start + sum(seconds.values()), max(seconds, key=lambda kind: seconds[kind]), ""
-    )
-
-
-def _text(task: Task) -> str:
-    return f"L{task.layer}" if task.micro_batch is None else str(task.micro_batch)
 
 
 @dataclass(frozen=True)
@@ -225,7 +108,7 @@ def _draw_bars(canvas: _Canvas, bars: list[GanttBar], row: int) -> set[Kind]:
         spans = [(b.start + gap, b.end - gap) if b.end - b.start > 20 * gap else (b.start, b.end) for b in same]
         spans = [(start, max(end, start + THINNEST * canvas.point)) for start, end in spans]
         canvas.boxes(spans, row, zorder=2, facecolor=KINDS[kind][1], linewidth=0)
-        _write_numbers(canvas, same, row, _ink(KINDS[kind][1]))
+        _write_numbers(canvas, same, row, ink_on(KINDS[kind][1]))
     return set(kinds)
 
 
@@ -273,21 +156,3 @@ def _title(timeline: Timeline, how: str = "") -> str:
     took = f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
     parts = "1 micro-batch" if len(batch.micro_batches) == 1 else f"{len(batch.micro_batches)} micro-batches"
     return f"{timeline.graph.schedule}{how}: {took} per pass, {batch.tokens:,} tokens in {parts}"
-
-
-def _legend(ax: Axes, kinds: set[Kind]) -> None:
-    handles = [Patch(facecolor=colour, label=name) for kind, (name, colour) in KINDS.items() if kind in kinds]
-    handles.append(Patch(**IDLE, label="idle"))
-    columns = math.ceil(len(handles) / legend_rows(len(kinds)))
-    ax.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -LEGEND_BELOW / page_size(ax)[1]),
-              ncols=columns, columnspacing=1.3, handlelength=1.2, handletextpad=0.5, borderaxespad=0.0)  # fmt: skip
-
-
-def legend_rows(kinds: int) -> int:
-    """Lines that a legend of so many kinds takes, with the mark of idle stretches."""
-    return math.ceil((kinds + 1) / LEGEND_COLUMNS)
-
-
-def _ink(colour: str) -> str:
-    red, green, blue = to_rgb(colour)
-    return "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.55 else COLOURS["text"]

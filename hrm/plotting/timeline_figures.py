@@ -6,7 +6,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from hrm.plotting.compare_bars import Bar, plot_compare_bars
-from hrm.plotting.gantt import gantt_window, legend_rows, plot_gantt
+from hrm.plotting.gantt import plot_gantt
+from hrm.plotting.gantt_bars import gantt_window
+from hrm.plotting.gantt_kinds import legend_rows
 from hrm.plotting.page import text_size
 from hrm.plotting.style import LABEL_SIZE, style
 from hrm.predict.timeline import Timeline

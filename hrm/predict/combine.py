@@ -14,7 +14,10 @@ Row = tuple[str, Form]
 
 
 def pass_rows(rates: Rates, placement: Placement, shape: PassShape, work: PassWork, nodes: Nodes) -> list[Row]:
-    """Lower bounds on a pass's duration; their maximum is the closed-form pass time of the schedule."""
+    """What a pass takes at least; the maximum is the closed-form pass time of the schedule.
+
+    On demand it is an estimate instead: copies and compute in turn, though pages overlap within a layer.
+    """
     rows: list[Row] = [("htod", work.htod), ("dtoh", work.dtoh), ("cpu_memory_bandwidth", work.dram)]
     if rates.machine.profile.disk:
         rows.append(("disk", work.disk))

@@ -14,6 +14,7 @@ from hrm.schedule.task import Resource
 LONGEST_PERIOD = 8  # layers after which a pattern of different layers may repeat
 SAME = 1e-9  # relative difference of remaining times below which two states are one
 IDLE = float("inf")
+ROUNDING = 1e-13  # tasks that end within this share of the time end together: nothing is left to stall on
 STALLED = 1e300  # finish of a task that advances at rate 0 for now
 Times = list[list[float]]
 """Seconds per queue and position."""
@@ -87,8 +88,9 @@ class EventLoop:
         """Goes to the next end of a task and ends all that end then."""
         finish = self.finish
         self.now = now = min(finish)
+        together = now * (1 + ROUNDING)
         for q, at in enumerate(finish):
-            if at <= now:
+            if at <= together:
                 self.end[q][self.position[q]] = now
                 self.position[q] += 1
                 finish[q] = IDLE

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 from hrm.errors import WorkloadError
 from hrm.predict.batching import balanced_batch
-from hrm.predict.in_flight import Group, future_peak_tokens, next_slice
+from hrm.predict.in_flight import Group, future_peak_bytes, next_slice
+from hrm.predict.kv_table import KvTable, kv_table
 from hrm.predict.prediction import predict
 from hrm.predict.requests import Request
 from hrm.predict.simulate import Simulator
-from hrm.schedule.build import CacheStats
+from hrm.schedule.build import CacheStats, page_plan
+from hrm.schedule.slice import PassSlice
 from hrm.spec.policy import Policy
 
 
@@ -76,22 +78,21 @@ def simulate_generation(
     """
     if not requests:
         raise WorkloadError("run: no requests; give at least one")
-    capacity = cache_capacity_tokens(simulator, policy)
+    capacity = cache_capacity_bytes(simulator, policy)
     waiting = deque(sorted(requests, key=lambda r: r.arrival_seconds))
-    for request in waiting:
-        if request.prompt_len + request.gen_len > capacity / policy.num_micro_batches:
-            raise WorkloadError(
-                f"run: a request of {request.prompt_len} prompt and {request.gen_len} generated tokens exceeds the "
-                f"{capacity / policy.num_micro_batches:,.0f} tokens of KV cache of a micro-batch; choose fewer of them"
-            )
+    longest = max(r.prompt_len + r.gen_len for r in waiting)
+    _check_longest(longest, simulator, capacity / policy.num_micro_batches)
+    kv = kv_table(simulator.rates.sizes, longest)
     groups = [Group() for _ in range(policy.num_micro_batches)]
-    fill = _fill_seconds(simulator, policy)
-    now, records, total = fill, list[PassRecord](), len(waiting)
+    now, fill, records, total = 0.0, 0.0, list[PassRecord](), len(waiting)
     while waiting or any(len(g) for g in groups):
         if not any(len(g) for g in groups):
             now = max(now, waiting[0].arrival_seconds)
-        _admit(groups, waiting, policy, capacity, now)
+        _admit(groups, waiting, policy, capacity, now, kv)
         work = next_slice(groups, policy)
+        if not records:
+            fill = _fill_seconds(simulator, policy, work, cache if work.decodes else None)
+            now += fill
         seconds = simulator.pass_seconds(policy, work, cache if work.decodes else None)
         prompt_tokens = sum(mb.prompt_tokens for mb in work.micro_batches)
         decoding = sum(mb.sequences for mb in work.micro_batches)
@@ -103,41 +104,51 @@ def simulate_generation(
     return GenerationRun(tuple(records), total, sum(r.gen_len for r in requests), fill)
 
 
-def cache_capacity_tokens(simulator: Simulator, policy: Policy) -> float:
-    """Tokens of KV cache that fit beside everything else, on the GPU and the CPU in the policy's proportion.
+def _check_longest(tokens: int, simulator: Simulator, capacity: float) -> None:
+    needed = simulator.rates.sizes.kv_bytes_per_sequence(tokens)
+    if needed > capacity:
+        raise WorkloadError(
+            f"run: a request of {tokens} tokens, prompt and generated, takes {needed / 2**30:,.3f} GiB of KV cache "
+            f"where a micro-batch has {capacity / 2**30:,.3f} GiB; shorten it or choose fewer micro-batches"
+        )
+
+
+def cache_capacity_bytes(simulator: Simulator, policy: Policy) -> float:
+    """Bytes of KV cache (one copy of each token's) that fit beside all else, GPU and CPU in the policy's proportion.
 
     Raises:
         PolicyError: the policy does not fit.
     """
-    prediction, rates = predict(simulator.rates, policy), simulator.rates
-    per_token, fits = rates.sizes.kv_bytes_per_token, []
+    prediction, fits = predict(simulator.rates, policy), []
     for memory, share, copies in (
-        (prediction.gpu_memory, policy.kv_on_gpu, rates.kv_replication),
+        (prediction.gpu_memory, policy.kv_on_gpu, simulator.rates.kv_replication),
         (prediction.cpu_memory, 1 - policy.kv_on_gpu, 1.0),
     ):
         if share > 0:
             room = memory.parts["kv_cache"] + max(0.0, memory.usable_bytes - memory.total_bytes)
-            fits.append(room / (share * per_token * copies))
+            fits.append(room / (share * copies))
     return min(fits)
 
 
-def _fill_seconds(simulator: Simulator, policy: Policy) -> float:
-    """Seconds to bring what the first pass expects in place: a layer's streamed weights, or a full ring."""
+def _fill_seconds(simulator: Simulator, policy: Policy, work: PassSlice, cache: CacheStats | None) -> float:
+    """Seconds to bring the pages that the first pass expects in place."""
     rates = simulator.rates
-    ring = policy.ffn_batching == "batch"
-    experts = 1.0 - policy.weights_on_gpu
-    layer = experts * rates.sizes.expert_bytes / rates.sizes.num_expert_layers
-    return (min(policy.page_pool_bytes, layer) if ring else layer) / rates.machine.link_bytes_per_s("htod")
+    plan = page_plan(rates.sizes, work, policy, cache)
+    layers = math.fsum(plan.share(page) for page in range(plan.ahead))
+    layer_bytes = rates.sizes.expert_bytes / rates.sizes.num_expert_layers
+    return layers * layer_bytes / rates.machine.link_bytes_per_s("htod")
 
 
-def _admit(groups: list[Group], waiting: deque[Request], policy: Policy, capacity: float, now: float) -> None:
+def _admit(
+    groups: list[Group], waiting: deque[Request], policy: Policy, capacity: float, now: float, kv: KvTable
+) -> None:
     """Moves requests that have arrived into micro-batches, as many as the policy takes on before the next pass."""
     active = sum(len(g) for g in groups)
     if policy.mixed_prefill:
-        _join(groups, waiting, policy, capacity, now)
+        _join(groups, waiting, policy, capacity, now, kv)
     elif not active:
         arrived = [waiting.popleft() for _ in range(_num_arrived(waiting, now, policy.batch_size))]
-        batch = balanced_batch(arrived, len(groups), policy.micro_batch_size, capacity / len(groups))
+        batch = balanced_batch(arrived, len(groups), policy.micro_batch_size, capacity / len(groups), kv)
         for group, members in zip(groups, batch.micro_batches, strict=False):
             group.join(members)
         waiting.extendleft(reversed(batch.left_over))
@@ -150,14 +161,16 @@ def _num_arrived(waiting: deque[Request], now: float, most: int) -> int:
     return count
 
 
-def _join(groups: list[Group], waiting: deque[Request], policy: Policy, capacity: float, now: float) -> None:
+def _join(
+    groups: list[Group], waiting: deque[Request], policy: Policy, capacity: float, now: float, kv: KvTable
+) -> None:
     """Requests join the micro-batches with fewest sequences while slots and KV cache last."""
     active = sum(len(g) for g in groups)
     mean_gen = sum(r.gen_len for r in waiting) / len(waiting) if waiting else 1.0
     most = min(policy.batch_size - active, math.ceil(policy.batch_size / mean_gen))
     count = _num_arrived(waiting, now, most)
     candidates = [waiting[i] for i in range(count)]
-    while count and future_peak_tokens(groups, candidates[:count]) > capacity:
+    while count and future_peak_bytes(groups, candidates[:count], kv) > capacity:
         count -= max(1, count // 8)
     for _ in range(count):
         smallest = min(groups, key=len)

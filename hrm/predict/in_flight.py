@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from hrm.predict.kv_table import KvTable
 from hrm.predict.requests import Request
 from hrm.schedule.slice import MicroBatch, PassSlice, assign_gpu, balanced_sizes, interleave
 from hrm.spec.policy import Policy
@@ -72,15 +73,22 @@ def prefill_chunks(prompts: Lengths, policy: Policy) -> tuple[MicroBatch, ...]:
     )
 
 
-def future_peak_tokens(groups: Sequence[Group], more: Sequence[Request] = ()) -> int:
-    """Most tokens of KV cache that the sequences in flight and `more` will hold at once if nobody else joins."""
-    prompt = np.concatenate([*(g.prompt for g in groups), [r.prompt_len for r in more]])
+def future_peak_bytes(groups: Sequence[Group], more: Sequence[Request], kv: KvTable) -> float:
+    """Most KV cache that the sequences in flight and `more` will hold at once if nobody else joins, bytes."""
+    prompt = np.concatenate([*(g.prompt for g in groups), [r.prompt_len for r in more]]).astype(np.int64)
     target = np.concatenate([*(g.target for g in groups), [r.gen_len for r in more]])
     made = np.concatenate([*(g.made for g in groups), np.zeros(len(more), np.int64)])
     if not len(prompt):
-        return 0
-    remaining = target - made
+        return 0.0
+    remaining = (target - made).astype(np.int64)
+    if kv.per_token is None:
+        return max(_bytes_after(step, prompt + made, remaining, kv) for step in np.unique(remaining))
     order = np.argsort(-remaining, kind="stable")
     held = np.cumsum((prompt + made)[order]) + remaining[order] * np.arange(1, len(order) + 1)
     last_of_equal = np.append(remaining[order][1:] != remaining[order][:-1], True)
-    return int(held[last_of_equal].max())
+    return float(held[last_of_equal].max()) * kv.per_token
+
+
+def _bytes_after(steps: int, held: Lengths, remaining: Lengths, kv: KvTable) -> float:
+    """KV cache of those that are still there after `steps` more tokens."""
+    return float(kv.bytes_by_tokens[(held + steps)[remaining >= steps].astype(np.int64)].sum())

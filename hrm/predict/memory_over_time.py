@@ -37,9 +37,9 @@ def memory_over_time(timeline: Timeline, costs: list[Cost], prediction: Predicti
     changes = [*_pages(timeline, costs), *_staged(timeline, costs)]
     if not changes:
         return MemoryOverTime(np.zeros(1), np.array([resident]), resident, memory.usable_bytes)
-    at = np.array([change[0] for change in changes])
-    order = np.argsort(at, kind="stable")
-    size = resident + np.cumsum(np.array([change[1] for change in changes])[order])
+    at, change = np.array([c[0] for c in changes]), np.array([c[1] for c in changes])
+    order = np.lexsort((change, at))  # at one instant, a slot is left before it is taken again
+    size = resident + np.cumsum(change[order])
     return MemoryOverTime(at[order], size, resident, memory.usable_bytes)
 
 

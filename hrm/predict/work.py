@@ -110,7 +110,8 @@ def _cpu_experts(rates: Rates, placement: Placement, shape: PassShape, nodes: No
     if not placement.experts_on_cpu or not shape.decode_share:
         return [form(len(nodes))]
     tokens = tokens_per_sequence(rates, shape)
-    compute = tokens * rates.expert_compute_seconds("cpu", 1.0, tokens * nodes.n_hi)
+    batch = nodes.mu_hi if placement.ffn == "micro_batch" else nodes.n_hi
+    compute = tokens * rates.expert_compute_seconds("cpu", 1.0, tokens * batch)
     moved = tokens * rates.expert_activation_seconds("cpu", 1.0)
     if placement.ffn == "micro_batch":  # every micro-batch reads its experts again
         swept = moved + rates.expert_weight_seconds("cpu", tokens * nodes.mu_hi) / nodes.mu_hi

@@ -40,7 +40,10 @@ def published_machine(
 
 
 def _experts(clock: float, tile_rows: int, memory: float) -> OperatorEfficiency:
-    """Rows of an expert are padded to whole tiles, so r rows use r / (tiles x tile_rows) of the flops done."""
+    """Fewer rows of an expert than a tile has are padded to it: r rows use r / tile_rows of the flops done.
+
+    Beyond one tile the padding of the last one is left out (at most half).
+    """
     if tile_rows == 1:
         return OperatorEfficiency(compute=_share(clock), memory=_share(memory))
     steps = tuple(
@@ -50,4 +53,4 @@ def _experts(clock: float, tile_rows: int, memory: float) -> OperatorEfficiency:
 
 
 def _share(value: float) -> Number:
-    return Number(value=value, text=f"{value:.4g}", kind="fitted", source=SOURCE, date="2026-11")
+    return Number(value=value, text=f"{value:.4g}", kind="datasheet", source=SOURCE, date="2026-11")

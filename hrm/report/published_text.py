@@ -28,12 +28,12 @@ def residue() -> str:
 
 
 _RESIDUE = (
-    "Predictions are too high where they are off, mostly on the T4 (S1). DeepSpeed shares with the others only",
-    "the link and the clocks, and is predicted best on both machines: those are not what is missing. The others",
-    "run all experts in one Triton kernel; how fast it runs on a T4, which has no asynchronous copies, is not",
-    "published, so it is taken at the roof. Prefill shows the same on the L4 to a lesser degree: matrix products",
-    "are taken at the base clock of a 72 W card without further losses, and staging copies at the roof of DRAM.",
-    "Padding of prompts and of the kernel's 64-row tiles is counted. Left out, since unpublished: page faults on",
-    "the first use of KV memory, compilation in runs without warm-up, launches. Repeated runs of the artifact",
-    "differ by up to 31 %.",
+    "Predictions are too high where they are off, mostly on the T4 (S1). DeepSpeed is predicted best on both",
+    "machines; it shares the link, the clocks and the memory rate with the others, so those are not what is",
+    "missing. The others run all experts in one Triton kernel; how fast it computes on a T4, which has no",
+    "asynchronous copies, is not published, so it is taken at the roof. Prefill shows the same on the L4 to a",
+    "lesser degree: matrix products are taken at the base clock of a 72 W card without further losses, and",
+    "staging copies at the roof of DRAM. Padding of prompts and of the kernel's 64-row tiles is counted. Left",
+    "out, since unpublished: page faults on the first use of KV memory, compilation in runs without warm-up,",
+    "launches. Repeated runs of the artifact differ by up to 31 %.",
 )

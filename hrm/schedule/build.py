@@ -73,6 +73,13 @@ def _cache_stats(sizes: Sizes, work: PassSlice, policy: Policy, cache: CacheStat
     return cache
 
 
+def page_plan(sizes: Sizes, work: PassSlice, policy: Policy, cache: CacheStats | None = None) -> PagePlan:
+    """The pages that `build_graph` would stream. Raises as it does."""
+    placement = placement_of(policy)
+    stats = _cache_stats(sizes, work, policy, cache) if placement.overlap == "on_demand" else None
+    return _page_plan(sizes, work, policy, placement, stats)
+
+
 def _page_plan(
     sizes: Sizes, work: PassSlice, policy: Policy, placement: Placement, stats: CacheStats | None
 ) -> PagePlan:

@@ -20,7 +20,7 @@ def module_batched(build: PassBuilder) -> None:
             _expert_phase(build, steps, layer, routed)
         else:
             for j, done in enumerate(routed):
-                build.outputs[layer, j] = (done,)
+                build.outputs[layer, j] = steps.all_reduce(layer, j, (done,))
     for j in range(len(build.slice.micro_batches)):
         steps.head(j)
 

@@ -35,7 +35,7 @@ def _experts(build: PassBuilder, steps: Steps, layer: int, j: int, routed: int) 
     """Hits first, then each missed page as it arrives, for every micro-batch in turn; misses on the CPU beside them."""
     mb = build.slice.micro_batches[j]
     if not build.has_experts(layer):
-        build.outputs[layer, j] = (routed,)
+        build.outputs[layer, j] = steps.all_reduce(layer, j, (routed,))
         return
     share, hit_rate = build.experts_on_gpu, build.hit_rate[layer]
     pages, last = build.plan.of_layer(layer), routed

@@ -121,8 +121,7 @@ class Steps:
             done = self._gpu_experts(layer, j, routed, share) if share > 0 else ()
             if share < 1:
                 done = (*done, self.cpu_experts(layer, (j,), (routed,), 1 - share))
-            done = self.all_reduce(layer, j, done)
-        build.outputs[layer, j] = done
+        build.outputs[layer, j] = self.all_reduce(layer, j, done)
 
     def _gpu_experts(self, layer: int, j: int, routed: int, share: float) -> tuple[int, ...]:
         build, mb = self.build, self.build.slice.micro_batches[j]

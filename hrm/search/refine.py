@@ -10,12 +10,13 @@ from hrm.predict.rates import Rates
 from hrm.predict.simulate import Simulator
 from hrm.predict.throughput import SimulatedThroughput, simulate_throughput
 from hrm.schedule.build import build_graph
+from hrm.schedule.registry import placement_of
 from hrm.schedule.slice import PassSlice, decode_slice, mixed_slice, prefill_slice
 from hrm.search.search import Candidate, SearchResult, search_policy
 from hrm.spec.policy import Policy
 
 MOST_KINDS = 16  # placements whose best policies are considered
-PROMISE_SLACK = 1.1  # simulations exceed their closed form by a few percent where pages overlap within a layer
+PROMISE_SLACK = 1.05  # a pass of one micro-batch has fewer copies, each with a latency, than the closed form counts
 FINEST = 128  # micro-batches beyond which a pipeline's fill is a small part of it anyway
 FINER = (1, 2, 4)  # times as many micro-batches: smaller ones fill the pipeline sooner, and cost more weight reads
 Simulated = tuple[Candidate, SimulatedThroughput]
@@ -49,21 +50,30 @@ def refine(result: SearchResult, progress: Callable[[int, int], None] | None = N
     return _ranked(result.rates, simulated)
 
 
-def best_by_simulation(rates: Rates, schedule: str) -> Refined:
+def best_by_simulation(rates: Rates, schedule: str, mixed_prefill: bool | None = None) -> Refined:
     """The best simulated policy among the best of every placement of a schedule.
 
-    Goes through them by what their roofs promise, until what is left promises less than has been simulated.
+    Goes through them by what their roofs promise and leaves out what promises less than has been simulated. On-demand
+    fetching is always simulated: its closed form takes copies and compute in turn, where they overlap within a layer.
+    `mixed_prefill` asks for policies that mix prefill into decode passes, or that do not; None for either.
 
     Raises:
         InfeasibleError: nothing fits. UnknownNameError: an unknown schedule.
+        PolicyError: no policy found mixes prefill as asked.
     """
     simulated: list[Simulated] = []
     best = 0.0
     for candidate in search_policy(rates, schedule, MOST_KINDS).candidates:
-        if candidate.prediction.generation_throughput * PROMISE_SLACK < best:
-            break
+        if mixed_prefill not in (None, candidate.policy.mixed_prefill):
+            continue
+        promised = candidate.prediction.generation_throughput * PROMISE_SLACK
+        if promised < best and placement_of(candidate.policy).overlap != "on_demand":
+            continue
         simulated.append(_best_variant(rates, candidate))
         best = max(best, simulated[-1][1].generation_throughput)
+    if not simulated:
+        asked = "mixes" if mixed_prefill else "does not mix"
+        raise PolicyError(f"schedule {schedule}: no policy found {asked} prefill into its decode passes")
     return _ranked(rates, simulated)[0]
 
 
