@@ -43,10 +43,10 @@ def gpu_attention(table: AccessTable, i: int, task: Task) -> None:
 
 
 def post_attention(table: AccessTable, i: int, task: Task) -> None:
-    """Attention result and residual to routed tokens, or to the layer's output where it has no experts."""
+    """Attention result and residual to routed tokens, or to the layer's output where it has no experts and is not summed."""
     table.read_input(i, task)
     table.read(i, ATTENDED, task.micro_batch, task.layer)
-    if task.layer in table.routed_layers:
+    if task.layer in table.routed_layers or table.reduced:
         table.write(i, ROUTED, task.micro_batch, task.layer, PARTIAL if table.reduced else WHOLE)
     else:
         table.write_output(i, task)
@@ -72,11 +72,17 @@ def cpu_expert_ffn(table: AccessTable, i: int, task: Task) -> None:
 
 
 def all_reduce(table: AccessTable, i: int, task: Task) -> None:
-    """The first of a routed layer sums the routed tokens, the other one its output."""
-    j, first = task.micro_batch, table.is_first(task)
-    name, number = (ROUTED, task.layer) if first and task.layer in table.routed_layers else (HIDDEN, task.layer + 1)
-    table.read(i, name, j, number, PARTIAL)
-    table.write(i, name, j, number, WHOLE)
+    """The first sums what attention left, the second a layer's output (without experts, of the FFN in the same task)."""
+    j, layer = task.micro_batch, task.layer
+    if table.is_first(task):
+        table.read(i, ROUTED, j, layer, PARTIAL)
+        table.write(i, ROUTED, j, layer, WHOLE)
+    elif layer in table.routed_layers:
+        table.read(i, HIDDEN, j, layer + 1, PARTIAL)
+        table.write(i, HIDDEN, j, layer + 1, WHOLE)
+    else:
+        table.read(i, ROUTED, j, layer, WHOLE)
+        table.write(i, HIDDEN, j, layer + 1, WHOLE)
 
 
 def lm_head(table: AccessTable, i: int, task: Task) -> None:

@@ -11,6 +11,7 @@ from hrm.schedule.slice import MicroBatch
 from hrm.schedule.task import Kind, Resource, Task
 from hrm.schedule.weight_coverage import PAGED, check_plan, check_weights
 
+SUMS = 2  # over the GPUs, per layer and micro-batch
 SAME_SHARE = 1e-9  # shares of experts are sums of fractions
 
 _COPY_IN = (Resource.HTOD, Resource.ZERO_COPY)
@@ -164,13 +165,11 @@ def _ranges(pages: Iterable[int]) -> str:
 
 
 def _check_reduced(graph: TaskGraph) -> None:
-    """On several GPUs every layer sums twice: after attention, and after its experts if it has any."""
+    """On several GPUs every layer sums twice: after attention, and after its FFN or experts."""
     found = Counter((t.layer, t.micro_batch) for t in graph.tasks if t.kind == Kind.ALL_REDUCE)
     if not found:
         return
-    routed = {task.layer for task in graph.tasks if task.kind in _EXPERTS}
     for layer in range(graph.num_layers):
         for j in range(len(graph.slice.micro_batches)):
-            needed = 1 + (layer in routed)
-            if found[layer, j] != needed:
-                raise fault(graph, f"all_reduce L{layer} M{j} runs {found[layer, j]} times, not {needed}")
+            if found[layer, j] != SUMS:
+                raise fault(graph, f"all_reduce L{layer} M{j} runs {found[layer, j]} times, not {SUMS}")
