@@ -1,4 +1,4 @@
-# make demo   policy search with its roofline plot (sets up what it needs)
+# make demo   policy search with its roofline plot and a simulated pass (sets up what it needs)
 # make test   lint, types, tests and notebooks (sets up what it needs)
 PYTHON ?= python3
 VENV := .venv
@@ -8,10 +8,11 @@ BIN := $(VENV)/bin
 
 demo: $(VENV)/.core
 	mkdir -p out
-	$(BIN)/hrm search --profile t4.yaml --output out/policy.yaml
+	$(BIN)/hrm search --profile t4.yaml --refine 4 --output out/policy.yaml
+	$(BIN)/hrm simulate --profile t4.yaml --policy out/policy.yaml --plot out/gantt.png
 	$(BIN)/hrm roofline --profile t4.yaml --policy out/policy.yaml --output out/roofline.png
 	$(BIN)/hrm roofline --profile l4.yaml --output out/roofline_l4.png
-	@echo "Figures: out/roofline.png, out/roofline_l4.png; policy: out/policy.yaml"
+	@echo "Figures: out/roofline.png, out/roofline_l4.png, out/gantt.png; policy: out/policy.yaml"
 
 test: lint types unit notebooks
 
