@@ -43,7 +43,7 @@ def gpu_attention(table: AccessTable, i: int, task: Task) -> None:
 
 
 def post_attention(table: AccessTable, i: int, task: Task) -> None:
-    """Attention result and residual to routed tokens, or to the layer's output where it has no experts and is not summed."""
+    """Attention result and residual to routed tokens, or where a layer has no experts to sum to its output."""
     table.read_input(i, task)
     table.read(i, ATTENDED, task.micro_batch, task.layer)
     if task.layer in table.routed_layers or table.reduced:
@@ -72,7 +72,7 @@ def cpu_expert_ffn(table: AccessTable, i: int, task: Task) -> None:
 
 
 def all_reduce(table: AccessTable, i: int, task: Task) -> None:
-    """The first sums what attention left, the second a layer's output (without experts, of the FFN in the same task)."""
+    """The first sums what attention left, the second a layer's output, be it of experts or of a dense FFN."""
     j, layer = task.micro_batch, task.layer
     if table.is_first(task):
         table.read(i, ROUTED, j, layer, PARTIAL)
