@@ -6,7 +6,7 @@ layers are.
 """
 
 from hrm.errors import ScheduleError
-from hrm.predict.layout import Layout
+from hrm.predict.layout import Edges, Layout
 from hrm.predict.program import Program
 from hrm.predict.sharing import Sharing
 from hrm.schedule.task import Resource
@@ -36,10 +36,11 @@ class EventLoop:
         self._rate = [1.0 for _ in queues]
         self._left = [0.0 for _ in queues]  # work of the running task at time _since
         self._since = [0.0 for _ in queues]
-        self._queues = list(zip(queues, program.seconds, program.layout.after, strict=True))
+        self._queues = list(zip(queues, program.seconds, program.layout.after, program.demands, strict=True))
+        self._slowed = False  # whether any task runs below its full rate
         self._leader = program.layout.resources.index(Resource.GPU)
         self._shortcut = shortcut
-        self._rates: dict[tuple[tuple[int, int], ...], list[float]] = {}
+        self._rates: dict[tuple[tuple[int, int], ...], tuple[list[float], bool]] = {}
         self._states: dict[int, tuple[float, list[int], list[float]]] = {}
 
     def run(self) -> None:
@@ -68,21 +69,26 @@ class EventLoop:
 
     def _start_ready(self) -> bool:
         """Starts what can start; whether anything runs."""
-        position, finish, now = self.position, self.finish, self.now
-        for q, seconds, edges in self._queues:
+        position, finish, now, running = self.position, self.finish, self.now, []
+        for q, seconds, edges, demands in self._queues:
             at = position[q]
-            if finish[q] != IDLE or at >= len(seconds):
-                continue
-            for other, needed in edges[at]:
-                if position[other] <= needed:
-                    break
-            else:
+            if finish[q] == IDLE:
+                if at >= len(seconds) or not self._is_ready(edges[at]):
+                    continue
                 self.start[q][at] = self._since[q] = now
                 self._left[q], self._rate[q] = seconds[at], 1.0
                 finish[q] = now + seconds[at]
-        if self.program.contended:
-            self._share()
-        return min(finish) != IDLE
+            running.append((q, demands[at]))
+        if self.program.contended and running:
+            self._share(tuple(running))
+        return bool(running)
+
+    def _is_ready(self, edges: Edges) -> bool:
+        position = self.position
+        for queue, needed in edges:  # noqa: SIM110 - a generator would double the time of the whole loop
+            if position[queue] <= needed:
+                return False
+        return True
 
     def _advance(self) -> None:
         """Goes to the next end of a task and ends all that end then."""
@@ -95,17 +101,18 @@ class EventLoop:
                 self.position[q] += 1
                 finish[q] = IDLE
 
-    def _share(self) -> None:
-        """Sets the rates of the running tasks by what they draw on together."""
-        program, now, position = self.program, self.now, self.position
-        running = [q for q, finish in enumerate(self.finish) if finish != IDLE]
-        key = tuple([(q, program.demands[q][position[q]]) for q in running])
-        rates = self._rates.get(key)
-        if rates is None:
-            rates = self._rates[key] = self.sharing.rates(
-                [(program.layout.resources[q], program.table[d]) for q, d in key]
-            )
-        for q, rate in zip(running, rates, strict=False):
+    def _share(self, running: tuple[tuple[int, int], ...]) -> None:
+        """Sets the rates of the running tasks, (queue, demand) each, by what they draw on together."""
+        found = self._rates.get(running)
+        if found is None:
+            program = self.program
+            rates = self.sharing.rates([(program.layout.resources[q], program.table[d]) for q, d in running])
+            found = self._rates[running] = rates, min(rates) < 1.0
+        rates, slowed = found
+        if not slowed and not self._slowed:
+            return
+        self._slowed, now = slowed, self.now
+        for (q, _), rate in zip(running, rates, strict=True):
             if rate != self._rate[q]:
                 self._left[q] = self._remaining(q)
                 self._since[q], self._rate[q] = now, rate
