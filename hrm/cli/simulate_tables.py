@@ -26,6 +26,8 @@ def print_simulation(rates: Rates, result: SimulationResult) -> None:
     print_text(describe_gap(result.gap))
     if result.run is not None:
         _print_run(result.run)
+        if result.run.num_requests < policy.batch_size:
+            print_text(f"Fewer requests than the {policy.batch_size:,} that the policy keeps in flight.")
 
 
 def _seconds(value: float) -> str:
