@@ -70,7 +70,7 @@ def simulate_generation(
 
     Without mixed prefill, whole batches are formed (Algorithm 2), prefilled and decoded to their end; requests that
     finish early leave, and the next batch starts after the last. With it, requests join as others leave: per pass at
-    most the share of the batch that finishes in one, so that ages stay spread.
+    most the share of the batch that finishes in one, so that ages stay spread, or all that wait once they fit.
 
     Raises:
         PolicyError: the policy does not fit the machine.
@@ -167,7 +167,8 @@ def _join(
     """Requests join the micro-batches with fewest sequences while slots and KV cache last."""
     active = sum(len(g) for g in groups)
     mean_gen = sum(r.gen_len for r in waiting) / len(waiting) if waiting else 1.0
-    most = min(policy.batch_size - active, math.ceil(policy.batch_size / mean_gen))
+    free, steady = policy.batch_size - active, math.ceil(policy.batch_size / mean_gen)
+    most = free if len(waiting) <= free else min(free, steady)
     count = _num_arrived(waiting, now, most)
     candidates = [waiting[i] for i in range(count)]
     while count and future_peak_bytes(groups, candidates[:count], kv) > capacity:
