@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from hrm.predict.rates import Rates
 from hrm.predict.sharing import Sharing
 from hrm.predict.simulate import Simulator
-from hrm.schedule.graph import TaskGraph
+from hrm.predict.timeline import Timeline
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,12 @@ class Gap:
         return max(parts, key=lambda name: parts[name])
 
 
-def explain_gap(rates: Rates, graph: TaskGraph) -> Gap:
-    """Simulates a graph again without contention, then without latencies too; the differences are the parts.
+def explain_gap(rates: Rates, timeline: Timeline) -> Gap:
+    """Simulates a pass again without contention, then without latencies too; the differences are the parts.
 
     A part can be slightly negative where tasks that are slower let others run earlier.
     """
-    real = Simulator(rates).simulate_graph(graph).timeline.makespan
+    graph, real = timeline.graph, timeline.makespan
     alone = Sharing(link_on_pcie=False, dram_bytes_per_s=float("inf"), shared_wire=False)
     uncontended = Simulator(rates, alone).simulate_graph(graph).timeline.makespan
     ideal = Simulator(_without_latency(rates), alone).simulate_graph(graph)

@@ -90,10 +90,11 @@ def simulate_generation(
             now = max(now, waiting[0].arrival_seconds)
         _admit(groups, waiting, policy, capacity, now, kv)
         work = next_slice(groups, policy)
+        routed = cache if work.decodes else None
         if not records:
-            fill = _fill_seconds(simulator, policy, work, cache if work.decodes else None)
+            fill = _fill_seconds(simulator, policy, work, routed)
             now += fill
-        seconds = simulator.pass_seconds(policy, work, cache if work.decodes else None)
+        seconds = simulator.pass_seconds(policy, work, routed)
         prompt_tokens = sum(mb.prompt_tokens for mb in work.micro_batches)
         decoding = sum(mb.sequences for mb in work.micro_batches)
         finished = sum(group.advance() for group in groups)
@@ -143,10 +144,9 @@ def _admit(
     groups: list[Group], waiting: deque[Request], policy: Policy, capacity: float, now: float, kv: KvTable
 ) -> None:
     """Moves requests that have arrived into micro-batches, as many as the policy takes on before the next pass."""
-    active = sum(len(g) for g in groups)
     if policy.mixed_prefill:
         _join(groups, waiting, policy, capacity, now, kv)
-    elif not active:
+    elif not any(len(g) for g in groups):
         arrived = [waiting.popleft() for _ in range(_num_arrived(waiting, now, policy.batch_size))]
         batch = balanced_batch(arrived, len(groups), policy.micro_batch_size, capacity / len(groups), kv)
         for group, members in zip(groups, batch.micro_batches, strict=False):

@@ -129,8 +129,13 @@ class Simulator:
         return replace(graph, slice=work), layout
 
     def _lay_out(self, graph: TaskGraph) -> Layout:
-        groups = [layer for layer, _ in self.rates.model.layer_groups]
-        return lay_out(graph, [groups.index(layer) for layer in self.rates.model.layers])
+        return lay_out(graph, self._layer_class)
+
+    @cached_property
+    def _layer_class(self) -> tuple[int, ...]:
+        """Equal numbers for equal layers."""
+        number = {layer: i for i, (layer, _) in enumerate(self.rates.model.layer_groups)}
+        return tuple(number[layer] for layer in self.rates.model.layers)
 
     def _run(self, graph: TaskGraph, layout: Layout, shortcut: bool = True) -> tuple[EventLoop, list[Cost]]:
         costs = [self._task_costs.of_task(graph.tasks[i], graph) for i in layout.samples]

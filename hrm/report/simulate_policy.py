@@ -35,5 +35,5 @@ def simulate_policy(
     simulation = simulator.simulate(policy, work, cache if work.decodes else None)
     batch = simulate_throughput(simulator, policy, cache)
     memory = memory_over_time(simulation.timeline, simulation.costs, prediction)
-    gap = explain_gap(rates, simulation.timeline.graph)
+    gap = explain_gap(rates, simulation.timeline)
     return SimulationResult(policy, name, simulation, gap, batch, memory, run)

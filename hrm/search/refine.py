@@ -9,7 +9,6 @@ from hrm.predict.prediction import predict
 from hrm.predict.rates import Rates
 from hrm.predict.simulate import Simulator
 from hrm.predict.throughput import SimulatedThroughput, simulate_throughput
-from hrm.schedule.build import build_graph
 from hrm.schedule.registry import placement_of
 from hrm.schedule.slice import PassSlice, decode_slice, mixed_slice, prefill_slice
 from hrm.search.search import Candidate, SearchResult, search_policy
@@ -47,7 +46,7 @@ def refine(result: SearchResult, progress: Callable[[int, int], None] | None = N
         simulated.append(_best_variant(result.rates, candidate))
         if progress is not None:
             progress(i + 1, len(result.candidates))
-    return _ranked(result.rates, simulated)
+    return tuple(_explained(result.rates, entry) for entry in sorted(simulated, key=_throughput, reverse=True))
 
 
 def best_by_simulation(rates: Rates, schedule: str, mixed_prefill: bool | None = None) -> Refined:
@@ -61,36 +60,40 @@ def best_by_simulation(rates: Rates, schedule: str, mixed_prefill: bool | None =
         InfeasibleError: nothing fits. UnknownNameError: an unknown schedule.
         PolicyError: no policy found mixes prefill as asked.
     """
-    simulated: list[Simulated] = []
-    best = 0.0
+    best: Simulated | None = None
     for candidate in search_policy(rates, schedule, MOST_KINDS).candidates:
         if mixed_prefill not in (None, candidate.policy.mixed_prefill):
             continue
         promised = candidate.prediction.generation_throughput * PROMISE_SLACK
-        if promised < best and placement_of(candidate.policy).overlap != "on_demand":
+        on_demand = placement_of(candidate.policy).overlap == "on_demand"
+        if best is not None and promised < _throughput(best) and not on_demand:
             continue
-        simulated.append(_best_variant(rates, candidate))
-        best = max(best, simulated[-1][1].generation_throughput)
-    if not simulated:
+        variant = _best_variant(rates, candidate)
+        best = variant if best is None else max(best, variant, key=_throughput)
+    if best is None:
         asked = "mixes" if mixed_prefill else "does not mix"
         raise PolicyError(f"schedule {schedule}: no policy found {asked} prefill into its decode passes")
-    return _ranked(rates, simulated)[0]
+    return _explained(rates, best)
 
 
 def _best_variant(rates: Rates, candidate: Candidate) -> Simulated:
     simulator = Simulator(rates.for_chunk(candidate.policy.prefill_chunk_tokens))
     variants = [(v, simulate_throughput(simulator, v.policy)) for v in _finer(rates, candidate)]
-    return max(variants, key=lambda variant: variant[1].generation_throughput)
+    return max(variants, key=_throughput)
 
 
-def _ranked(rates: Rates, simulated: list[Simulated]) -> tuple[Refined, ...]:
-    order = sorted(simulated, key=lambda entry: -entry[1].generation_throughput)
-    return tuple(Refined(c, s, explain_policy(rates, c.policy)) for c, s in order)
+def _throughput(simulated: Simulated) -> float:
+    return simulated[1].generation_throughput
+
+
+def _explained(rates: Rates, simulated: Simulated) -> Refined:
+    candidate, throughput = simulated
+    return Refined(candidate, throughput, explain_policy(rates, candidate.policy))
 
 
 def explain_policy(rates: Rates, policy: Policy) -> Gap:
     """Why the pass in which a policy spends most of its time takes longer than its bound."""
-    return explain_gap(rates, build_graph(rates.sizes, typical_slice(rates, policy), policy))
+    return explain_gap(rates, Simulator(rates).simulate(policy, typical_slice(rates, policy)).timeline)
 
 
 def typical_slice(rates: Rates, policy: Policy) -> PassSlice:
