@@ -60,7 +60,7 @@ def _best(rates: Rates, schedule: str, prefill: bool) -> Policy:
     """By simulation; one that prefills on its own where that pass is to be shown."""
     from hrm.search.refine import best_by_simulation
 
-    return best_by_simulation(rates, schedule, mixed_prefill=None if not prefill else False).policy
+    return best_by_simulation(rates, schedule, mixed_prefill=False if prefill else None).policy
 
 
 def _simulate(

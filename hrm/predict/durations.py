@@ -31,10 +31,6 @@ class TaskCosts:
         distinct = {layer: LayerRates(self.rates, layer) for layer, _ in self.rates.model.layer_groups}
         self._layers = [distinct[layer] for layer in self.rates.model.layers]
 
-    def of_graph(self, graph: TaskGraph) -> list[Cost]:
-        """The cost of every task, in the graph's order."""
-        return [self.of_task(task, graph) for task in graph.tasks]
-
     def of_task(self, task: Task, graph: TaskGraph) -> Cost:
         """The cost of one task."""
         batches = graph.slice.micro_batches
@@ -59,24 +55,20 @@ _NONE = MicroBatch()
 _CostFunction = Callable[[TaskCosts, LayerRates, Task, MicroBatch], Cost]
 
 
-def _tokens(task: Task) -> int:
-    return task.work.sequences + task.work.prompt_tokens
-
-
 def _hidden(costs: TaskCosts, layer: LayerRates, task: Task, mb: MicroBatch) -> Cost:
-    return costs.copy(task, _tokens(task) * costs.rates.sizes.hidden_bytes)
+    return costs.copy(task, task.work.tokens * costs.rates.sizes.hidden_bytes)
 
 
 def _pre_attention(costs: TaskCosts, layer: LayerRates, task: Task, mb: MicroBatch) -> Cost:
-    cost = layer.linears(post=False, tokens=float(_tokens(task)))
+    cost = layer.linears(post=False, tokens=float(task.work.tokens))
     if task.layer > 0:
         return cost
-    rows = 2 * _tokens(task) * costs.rates.sizes.hidden_bytes  # the embedding's rows, written and read
+    rows = 2 * task.work.tokens * costs.rates.sizes.hidden_bytes  # the embedding's rows, written and read
     return Cost(cost.seconds + float(costs.rates.machine.memory_seconds("gpu", "linear", rows)), cost.flops, cost.bytes)
 
 
 def _post_attention(costs: TaskCosts, layer: LayerRates, task: Task, mb: MicroBatch) -> Cost:
-    return layer.linears(post=True, tokens=float(_tokens(task)))
+    return layer.linears(post=True, tokens=float(task.work.tokens))
 
 
 def _qkv_offload(costs: TaskCosts, layer: LayerRates, task: Task, mb: MicroBatch) -> Cost:
@@ -97,7 +89,7 @@ def _kv_fetch(costs: TaskCosts, layer: LayerRates, task: Task, mb: MicroBatch) -
 
 
 def _kv_store(costs: TaskCosts, layer: LayerRates, task: Task, mb: MicroBatch) -> Cost:
-    return costs.copy(task, _tokens(task) * task.work.share * layer.sizes.kv_bytes_per_token)
+    return costs.copy(task, task.work.tokens * task.work.share * layer.sizes.kv_bytes_per_token)
 
 
 def _gpu_attention(costs: TaskCosts, layer: LayerRates, task: Task, mb: MicroBatch) -> Cost:
@@ -107,11 +99,11 @@ def _gpu_attention(costs: TaskCosts, layer: LayerRates, task: Task, mb: MicroBat
 
 
 def _expert_ffn(costs: TaskCosts, layer: LayerRates, task: Task, mb: MicroBatch) -> Cost:
-    return layer.experts("gpu", float(_tokens(task)), task.work.share)
+    return layer.experts("gpu", float(task.work.tokens), task.work.share)
 
 
 def _cpu_expert_ffn(costs: TaskCosts, layer: LayerRates, task: Task, mb: MicroBatch) -> Cost:
-    return layer.experts("cpu", float(_tokens(task)), task.work.share)
+    return layer.experts("cpu", float(task.work.tokens), task.work.share)
 
 
 def _weight_read(costs: TaskCosts, layer: LayerRates, task: Task, mb: MicroBatch) -> Cost:
@@ -159,7 +151,7 @@ def _all_reduce(costs: TaskCosts, layer: LayerRates, task: Task, mb: MicroBatch)
     """A ring all-reduce of the hidden states: 2 (p - 1) / p of the bytes over each link."""
     machine = costs.rates.machine
     devices = machine.tensor_parallel_size
-    moved = _tokens(task) * costs.rates.sizes.hidden_bytes * 2 * (devices - 1) / devices
+    moved = task.work.tokens * costs.rates.sizes.hidden_bytes * 2 * (devices - 1) / devices
     return Cost(moved / machine.link_bytes_per_s("gpu_to_gpu") + machine.link_latency("gpu_to_gpu"), 0.0, moved)
 
 
@@ -168,7 +160,7 @@ def _lm_head(costs: TaskCosts, layer: LayerRates, task: Task, mb: MicroBatch) ->
     rows = mb.sequences + mb.prompts
     model, machine = costs.rates.model, costs.rates.machine
     op = linear_operator("lm_head", model.hidden_size, model.vocab_size, rows, machine.precision)
-    return Cost(float(machine.seconds("gpu", op, float(_tokens(task)))), float(op.flops), float(op.bytes))
+    return Cost(float(machine.seconds("gpu", op, float(task.work.tokens))), float(op.flops), float(op.bytes))
 
 
 _COSTS: dict[Kind, _CostFunction] = {

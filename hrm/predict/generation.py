@@ -136,8 +136,7 @@ def _fill_seconds(simulator: Simulator, policy: Policy, work: PassSlice, cache: 
     rates = simulator.rates
     plan = page_plan(rates.sizes, work, policy, cache)
     layers = math.fsum(plan.share(page) for page in range(plan.ahead))
-    layer_bytes = rates.sizes.expert_bytes / rates.sizes.num_expert_layers
-    return layers * layer_bytes / rates.machine.link_bytes_per_s("htod")
+    return layers * rates.sizes.expert_layer_bytes / rates.machine.link_bytes_per_s("htod")
 
 
 def _admit(

@@ -7,7 +7,7 @@ from hrm.predict.machine import Machine
 from hrm.predict.rates import Rates
 from hrm.roofline.attention import decode_attention, prefill_attention
 from hrm.roofline.linear import expert_operator, layer_linears, linear_operator, routed_tokens_per_expert
-from hrm.roofline.operator import Operator, merge
+from hrm.roofline.operator import Operator, fuse, merge, scale
 from hrm.roofline.sizes import Sizes
 from hrm.spec.model import LayerSpec, ModelSpec
 
@@ -29,10 +29,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class LayerRates:
-    """Costs of the parts of one layer; every operator at its own roof, as in the closed form.
-
-    `paged_ffn`: the layer's FFN takes the place of experts (a model without any).
-    """
+    """Costs of the parts of one layer; every operator at its own roof, as in the closed form."""
 
     rates: Rates
     layer: LayerSpec
@@ -75,26 +72,21 @@ class LayerRates:
     def decode_attention(self, level: str, sequences: float, context_len: float) -> Cost:
         """Scores and PV of `sequences` decode steps in one fused read of their KV."""
         parts = decode_attention(self._model, self._machine.precision, sequences, context_len)
-        flops, moved = sum(float(op.flops) for op in parts), sum(float(op.bytes) for op in parts)
-        if level == "gpu":
-            moved += (self.rates.kv_replication - 1) * sum(float(op.kv_bytes) for op in parts)
-        return self._attention(level, flops, moved, 1.0)
+        copies = self.rates.kv_replication if level == "gpu" else 1.0
+        return self._fused(level, fuse(parts, copies), 1.0)
 
     def prefill_attention(self, prompts: float, prompt_len: float, prompt_len_sq: float) -> Cost:
         """Causal attention of whole prompts on the GPU."""
         parts = prefill_attention(self._model, self._machine.precision, prompts, prompt_len, prompt_len_sq)
-        flops, moved = sum(float(op.flops) for op in parts), sum(float(op.bytes) for op in parts)
-        return self._attention("gpu", flops, moved, prompt_len)
-
-    def _attention(self, level: str, flops: float, moved: float, rows: float) -> Cost:
-        compute = float(self._machine.compute_seconds(level, "attention", flops, rows))
-        memory = float(self._machine.memory_seconds(level, "attention", moved))
-        return Cost(max(compute, memory), flops, moved, moved if level == "cpu" else 0.0)
+        return self._fused("gpu", fuse(parts), prompt_len)
 
     def experts(self, level: str, tokens: float, share: float) -> Cost:
         """`share` of the routed experts for a batch of `tokens`: those it touches are read once."""
         op = expert_operator(self._model, self._machine.precision, tokens)
         rows = routed_tokens_per_expert(self._model, tokens)
-        seconds = share * float(self._machine.seconds(level, op, rows))
-        moved = share * float(op.bytes)
-        return Cost(seconds, share * float(op.flops), moved, moved if level == "cpu" else 0.0)
+        return self._fused(level, scale(op, share), float(rows))
+
+    def _fused(self, level: str, op: Operator, rows: float) -> Cost:
+        moved = float(op.bytes)
+        seconds = float(self._machine.seconds(level, op, rows))
+        return Cost(seconds, float(op.flops), moved, moved if level == "cpu" else 0.0)

@@ -75,7 +75,7 @@ def pool_need(rates: Rates, placement: Placement, nodes: Nodes) -> Form:
     through a layer's experts once per chunk, so the ring then holds a layer's streamed experts and a page being filled.
     """
     prefill_alone = not placement.mixed_prefill or rates.workload.gen_len == 1  # such a pass uses every expert
-    layer = rates.sizes.expert_bytes / rates.sizes.num_expert_layers
+    layer = rates.sizes.expert_layer_bytes
     page = rates.sizes.expert_page_bytes
     if placement.pool_layers is None and not prefill_alone:
         return form(len(nodes), ONE=DOUBLE_BUFFER * page)
@@ -94,7 +94,7 @@ def cpu_parts(rates: Rates, placement: Placement, nodes: Nodes) -> Parts:
     if placement.mixed_prefill:
         prefilled /= rates.workload.gen_len
     transit = (sizes.attention_input_bytes + sizes.attention_output_bytes) / rates.model.num_layers
-    staging = DOUBLE_BUFFER * sizes.expert_bytes / sizes.num_expert_layers
+    staging = DOUBLE_BUFFER * sizes.expert_layer_bytes
     return {
         "expert_weights": form(k, ONE=sizes.expert_bytes, WEIGHTS=-sizes.expert_bytes, DISK=-sizes.expert_bytes),
         "dense_weights": form(k, ONE=sizes.dense_bytes, DENSE=-sizes.dense_bytes),

@@ -9,7 +9,7 @@ import numpy as np
 from hrm.predict.machine import Machine
 from hrm.roofline.attention import decode_attention, prefill_attention
 from hrm.roofline.linear import dense_operators, expert_operator, routed_tokens_per_expert
-from hrm.roofline.operator import Quantity
+from hrm.roofline.operator import Quantity, fuse
 from hrm.roofline.sizes import Sizes
 from hrm.spec.model import ModelSpec
 from hrm.spec.workload import Workload
@@ -49,11 +49,8 @@ class Rates:
 
     def _decode_attention_seconds(self, level: str) -> float:
         parts = decode_attention(self.model, self.machine.precision, 1.0, self.workload.mean_context_len)
-        flops, moved = sum(float(op.flops) for op in parts), sum(float(op.bytes) for op in parts)
-        if level == "gpu":
-            moved += (self.kv_replication - 1) * sum(float(op.kv_bytes) for op in parts)
-        compute = self.machine.compute_seconds(level, "attention", flops, 1.0)
-        return float(np.maximum(compute, self.machine.memory_seconds(level, "attention", moved)))
+        copies = self.kv_replication if level == "gpu" else 1.0
+        return float(self.machine.seconds(level, fuse(parts, copies), 1.0))
 
     @cached_property
     def decode_attention_bytes(self) -> float:
@@ -65,9 +62,7 @@ class Rates:
         """GPU attention time of prefilling one prompt."""
         w = self.workload
         parts = prefill_attention(self.model, self.machine.precision, 1.0, w.prompt_len, w.prompt_len_sq)
-        flops, moved = sum(float(op.flops) for op in parts), sum(float(op.bytes) for op in parts)
-        compute = self.machine.compute_seconds("gpu", "attention", flops, w.prompt_len)
-        return float(np.maximum(compute, self.machine.memory_seconds("gpu", "attention", moved)))
+        return float(self.machine.seconds("gpu", fuse(parts), w.prompt_len))
 
     def expert_compute_seconds(self, level: str, tokens: Quantity, rows_tokens: Quantity) -> Quantity:
         """Arithmetic time of `tokens` through their experts, at the efficiency of a batch of `rows_tokens`."""

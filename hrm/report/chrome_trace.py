@@ -8,6 +8,7 @@ from typing import Any
 from hrm.errors import HrmError
 from hrm.predict.timeline import Timeline
 from hrm.schedule.task import Resource, Task
+from hrm.spec.text_file import write_text
 
 PROCESS = 1
 MOST_ARROWED = 20_000  # tasks from which a graph's edges are left out: the viewer would crawl
@@ -39,10 +40,7 @@ def write_chrome_trace(timeline: Timeline, path: Path, name: str) -> None:
         HrmError: the file cannot be written.
     """
     text = json.dumps(chrome_trace(timeline, name), separators=(",", ":"))
-    try:
-        path.write_text(text)
-    except OSError as error:
-        raise HrmError(f"{path}: cannot be written ({error.strerror or error}); choose another place") from None
+    write_text(path, text, HrmError)
 
 
 def _names(timeline: Timeline, name: str) -> Iterator[Event]:

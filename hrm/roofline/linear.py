@@ -71,13 +71,17 @@ def expected_distinct_experts(num_experts: int, top_k: int, tokens: Quantity) ->
     return touched
 
 
+def pages_ffn(model: ModelSpec, layer: LayerSpec) -> bool:
+    """Whether a layer has weights that are paged: routed experts, or any FFN of a model without experts."""
+    return layer.ffn.is_moe or not model.num_moe_layers
+
+
 def expert_layers(model: ModelSpec) -> tuple[tuple[FfnSpec, int], ...]:
     """Feed-forward blocks that are paged and may stay in CPU memory: the routed experts of each MoE layer.
 
     A dense model has no experts; its FFN takes their place, as one expert that every token uses.
     """
-    groups = [(layer.ffn, count) for layer, count in model.layer_groups if layer.ffn.is_moe]
-    return tuple(groups) or tuple((layer.ffn, count) for layer, count in model.layer_groups)
+    return tuple((layer.ffn, count) for layer, count in model.layer_groups if pages_ffn(model, layer))
 
 
 def expert_operator(model: ModelSpec, precision: Precision, tokens: Quantity) -> Operator:

@@ -1,6 +1,6 @@
 """One operator's work: flops, and bytes per kind of tensor."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -43,6 +43,14 @@ def merge(operators: "list[Operator]") -> tuple[Operator, ...]:
         seen = merged.get(op.name)
         merged[op.name] = op if seen is None else _add(seen, op)
     return tuple(merged.values())
+
+
+def fuse(operators: "tuple[Operator, ...]", kv_copies: float = 1.0) -> Operator:
+    """Operators of one kernel as one, named as the first; several GPUs may read `kv_copies` of a KV cache."""
+    total = operators[0]
+    for op in operators[1:]:
+        total = _add(total, op)
+    return replace(total, kv_bytes=total.kv_bytes * kv_copies)
 
 
 def _add(a: Operator, b: Operator) -> Operator:

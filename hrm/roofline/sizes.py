@@ -50,6 +50,11 @@ class Sizes:
         return sum(sizes) * self.precision.expert_weight_bytes
 
     @cached_property
+    def expert_layer_bytes(self) -> float:
+        """Bytes of the paged expert weights of one layer that has any, on average."""
+        return self.expert_bytes / self.num_expert_layers
+
+    @cached_property
     def dense_bytes(self) -> float:
         """Bytes of every other layer weight and the LM head: read in each pass by every batch."""
         skipped = ("embedding", "experts") if self.model.num_moe_layers else ("embedding", "dense_ffn")

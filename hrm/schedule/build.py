@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from hrm.errors import PolicyError
+from hrm.roofline.linear import pages_ffn
 from hrm.roofline.sizes import Sizes
 from hrm.schedule.builder import PassBuilder
 from hrm.schedule.flexgen import flexgen
@@ -89,9 +90,8 @@ def _page_plan(
     shares = [max(0.0, computed - policy.weights_on_gpu)] * model.num_layers
     if stats is not None:
         shares = [t * max(0.0, computed - h) for t, h in zip(stats.touched, stats.hit_rate, strict=True)]
-    paged = [layer.ffn.is_moe or not model.num_moe_layers for layer in model.layers]
-    shares = [share if has else 0.0 for share, has in zip(shares, paged, strict=True)]
-    layer_bytes = max(shares) * sizes.expert_bytes / sizes.num_expert_layers
+    shares = [share if pages_ffn(model, layer) else 0.0 for share, layer in zip(shares, model.layers, strict=True)]
+    layer_bytes = max(shares) * sizes.expert_layer_bytes
     if layer_bytes == 0:
         return PagePlan((0,) * model.num_layers, tuple(shares), 0, 0)
     pages = _pages_per_layer(sizes, len(work.micro_batches), max(shares), layer_bytes, policy, placement)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from hrm.roofline.linear import pages_ffn
 from hrm.roofline.sizes import Sizes
 from hrm.schedule.graph import TaskGraph
 from hrm.schedule.pages import PagePlan
@@ -81,8 +82,8 @@ class PassBuilder:
             self._read_host_share(following)
 
     def has_experts(self, layer: int) -> bool:
-        """Whether a layer has weights that are paged: routed experts, or any FFN of a model without experts."""
-        return self.sizes.model.layers[layer].ffn.is_moe or not self.sizes.model.num_moe_layers
+        """Whether a layer has weights that are paged."""
+        return pages_ffn(self.sizes.model, self.sizes.model.layers[layer])
 
     def reads_dense(self, unit: int, reader: int | None = None) -> tuple[int, ...]:
         """What the first use of a layer's dense weights waits for; notes `reader` as their latest use."""

@@ -116,7 +116,7 @@ def _check_once(graph: TaskGraph, once: Once) -> None:
     for layer in once.layers(graph.num_layers):
         for j, mb in enumerate(graph.slice.micro_batches):
             needed, tasks = once.tokens(mb), found.pop((layer, j), [])
-            tokens = sum(_tokens(graph.tasks[i]) for i in tasks)
+            tokens = sum(graph.tasks[i].work.tokens for i in tasks)
             if tokens != needed or len(tasks) != (needed > 0):
                 at = f" (task {', '.join(map(str, tasks))})" if tasks else ""
                 raise fault(
@@ -124,10 +124,6 @@ def _check_once(graph: TaskGraph, once: Once) -> None:
                 )
     for tasks in found.values():
         raise fault(graph, f"{named(graph, tasks[0])} is in a layer without {once.kind}")
-
-
-def _tokens(task: Task) -> int:
-    return task.work.sequences + task.work.prompt_tokens
 
 
 def _check_experts(graph: TaskGraph) -> None:
@@ -156,8 +152,8 @@ def _check_experts(graph: TaskGraph) -> None:
 
 def _check_tokens(graph: TaskGraph, i: int, task: Task, served: Iterable[int]) -> None:
     needed = sum(graph.slice.micro_batches[j].tokens for j in served)
-    if _tokens(task) != needed:
-        raise fault(graph, f"{named(graph, i)} takes {_tokens(task)} of {needed} tokens")
+    if task.work.tokens != needed:
+        raise fault(graph, f"{named(graph, i)} takes {task.work.tokens} of {needed} tokens")
 
 
 def _ranges(pages: Iterable[int]) -> str:

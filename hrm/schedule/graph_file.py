@@ -6,7 +6,7 @@ from hrm.errors import ScheduleError
 from hrm.schedule.graph import TaskGraph
 from hrm.schedule.text import dump, load
 from hrm.schedule.validate import validate
-from hrm.spec.text_file import read_text
+from hrm.spec.text_file import read_text, write_text
 
 
 def read_graph(path: Path) -> TaskGraph:
@@ -26,7 +26,4 @@ def write_graph(graph: TaskGraph, path: Path) -> None:
     Raises:
         ScheduleError: the file cannot be written.
     """
-    try:
-        path.write_text(dump(graph), encoding="utf-8")
-    except OSError as error:
-        raise ScheduleError(f"{path}: cannot be written ({error.strerror or error}); choose another place") from None
+    write_text(path, dump(graph), ScheduleError)

@@ -64,6 +64,11 @@ class Work:
     pages: tuple[int, int] = (0, 0)
     ahead: bool = False
 
+    @property
+    def tokens(self) -> int:
+        """Tokens that go through every weight of the task."""
+        return self.sequences + self.prompt_tokens
+
 
 @dataclass(frozen=True, slots=True)
 class Task:

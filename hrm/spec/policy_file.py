@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from hrm.errors import PolicyError
 from hrm.spec.policy import Policy
-from hrm.spec.text_file import read_text, read_yaml_mapping
+from hrm.spec.text_file import read_text, read_yaml_mapping, write_text
 
 
 def load_policy(path: Path) -> Policy:
@@ -31,7 +31,4 @@ def save_policy(policy: Policy, path: Path) -> None:
     Raises:
         PolicyError: the file cannot be written.
     """
-    try:
-        path.write_text(yaml.safe_dump(policy.model_dump(), sort_keys=False), encoding="utf-8")
-    except OSError as error:
-        raise PolicyError(f"{path}: cannot be written ({error.strerror})") from None
+    write_text(path, yaml.safe_dump(policy.model_dump(), sort_keys=False), PolicyError)

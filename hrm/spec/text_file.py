@@ -1,4 +1,4 @@
-"""Reads small text files for the border of the toolkit, turning every way of failing into one typed error."""
+"""Reads and writes small text files at the border of the toolkit; every way of failing becomes one typed error."""
 
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,19 @@ def read_text(path: Path, error: type[HrmError]) -> str:
     if not text.strip():
         raise error(f"{path}: is empty")
     return text
+
+
+def write_text(path: Path, text: str, error: type[HrmError]) -> None:
+    """Writes `text` to `path`.
+
+    Raises:
+        error: the file cannot be written.
+    """
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as failure:
+        reason = failure.strerror or failure
+        raise error(f"{path}: cannot be written ({reason}); choose another place") from None
 
 
 def read_yaml_mapping(text: str, where: str, error: type[HrmError]) -> dict[str, Any]:
