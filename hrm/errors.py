@@ -21,6 +21,10 @@ class ModelConfigError(HrmError):
     """A model configuration that cannot be read or lacks a field it needs."""
 
 
+class CheckpointError(HrmError):
+    """A checkpoint directory that lacks a file or a tensor, or holds one that cannot be read."""
+
+
 class WorkloadError(HrmError):
     """A workload whose lengths are missing or impossible."""
 
@@ -43,3 +47,7 @@ class SolverError(HrmError):
 
 class ScheduleError(HrmError):
     """A task graph that cannot run: tasks waiting for each other, or a buffer read or overwritten out of turn."""
+
+
+class RequestError(HrmError):
+    """A file of requests, or of their results, that cannot be read, written or continued; names file and line."""

@@ -70,7 +70,8 @@ def simulate_generation(
 
     Without mixed prefill, whole batches are formed (Algorithm 2), prefilled and decoded to their end; requests that
     finish early leave, and the next batch starts after the last. With it, requests join as others leave: per pass at
-    most the share of the batch that finishes in one, so that ages stay spread, or all that wait once they fit.
+    most the share of the batch that finishes in one, so that ages stay spread, or all that wait once they fit (not
+    where experts run over the whole batch: the hidden states of so many prompts would have to stay on the GPU).
 
     Raises:
         PolicyError: the policy does not fit the machine.
@@ -167,7 +168,8 @@ def _join(
     active = sum(len(g) for g in groups)
     mean_gen = sum(r.gen_len for r in waiting) / len(waiting) if waiting else 1.0
     free, steady = policy.batch_size - active, math.ceil(policy.batch_size / mean_gen)
-    most = free if len(waiting) <= free else min(free, steady)
+    at_once = len(waiting) <= free and policy.ffn_batching == "micro_batch"
+    most = free if at_once else min(free, steady)
     count = _num_arrived(waiting, now, most)
     candidates = [waiting[i] for i in range(count)]
     while count and future_peak_bytes(groups, candidates[:count], kv) > capacity:

@@ -18,6 +18,7 @@ class Steps:
         self._attended: dict[tuple[int, int], int] = {}
         self._kv: dict[tuple[int, int], int] = {}
         self._stored: dict[tuple[int, int], int] = {}
+        self._released: tuple[int, ...] = ()
         self._kv_fetches = 0
         self._kv_read: list[int] = []
         policy = build.policy
@@ -47,15 +48,19 @@ class Steps:
             self._attended[layer, j] = build.add(Kind.CPU_ATTENTION, layer, j, Resource.CPU, Work(on_cpu), (sent,))
 
     def _hidden(self, layer: int, j: int, mb: MicroBatch) -> tuple[int, ...]:
-        """What makes the hidden state of a micro-batch present; between layers, prefill leaves it on the host."""
+        """What makes the hidden state of a micro-batch present; between layers, prefill leaves it on the host.
+
+        Prompts are many: their hidden states come only as earlier ones are through, or they would fill the GPU.
+        """
         build, work = self.build, Work(mb.sequences, mb.prompt_tokens)
+        room = self._released if mb.is_prefill else ()
         if layer == 0:
-            return (build.add(Kind.EMBEDDING_LOAD, 0, j, build.small_copies, work, ()),)
+            return (build.add(Kind.EMBEDDING_LOAD, 0, j, build.small_copies, work, room),)
         done = build.outputs[layer - 1, j]
         if not mb.is_prefill or not build.spills_hidden_states:
             return done
         stored = build.add(Kind.HIDDEN_STORE, layer - 1, j, Resource.DTOH, work, done)
-        return (build.add(Kind.HIDDEN_LOAD, layer, j, build.small_copies, work, (stored,)),)
+        return (build.add(Kind.HIDDEN_LOAD, layer, j, build.small_copies, work, (stored, *room)),)
 
     def fetch_kv(self, layer: int, j: int) -> None:
         """Brings the cached K, V of a decoding micro-batch into one of two staging buffers."""
@@ -102,6 +107,7 @@ class Steps:
         work = Work(mb.sequences, mb.prompt_tokens)
         done = build.add(Kind.POST_ATTENTION, layer, j, Resource.GPU, work, after)
         build.reads_dense(layer, done)
+        self._released = (done,)
         return self.all_reduce(layer, j, (done,))[0] if build.policy.tensor_parallel_size > 1 else done
 
     def all_reduce(self, layer: int, j: int, after: tuple[int, ...]) -> tuple[int, ...]:
@@ -121,7 +127,7 @@ class Steps:
             done = self._gpu_experts(layer, j, routed, share) if share > 0 else ()
             if share < 1:
                 done = (*done, self.cpu_experts(layer, (j,), (routed,), 1 - share))
-        build.outputs[layer, j] = self.all_reduce(layer, j, done)
+        build.outputs[layer, j] = self._released = self.all_reduce(layer, j, done)
 
     def _gpu_experts(self, layer: int, j: int, routed: int, share: float) -> tuple[int, ...]:
         build, mb = self.build, self.build.slice.micro_batches[j]

@@ -1,0 +1,1 @@
+"""Micro-benchmarks that become a hardware profile."""

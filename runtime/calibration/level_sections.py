@@ -1,0 +1,103 @@
+"""The sections `gpu` and `cpu` of a profile: processors, memory sizes and bandwidths."""
+
+from typing import Any
+
+from hrm.spec.units import format_bytes
+from runtime.calibration.numbers import bytes_text, entry, flops_text, highest_entry, rate_text
+from runtime.calibration.results import Calibration, Timing
+from runtime.calibration.steps import fastest_copy, streaming
+
+
+def gpu_section(calibration: Calibration) -> dict[str, Any]:
+    """The GPU, or the CPU in its place."""
+    machine = calibration.machine
+    others = {"expert FFN": calibration.gpu_experts, "prefill attention": calibration.gpu_prefill}
+    bandwidths = {
+        "copy, reads and writes": calibration.gpu_copy.bytes_per_s.median,
+        "weights of linear layers": _streamed(calibration.gpu_linear[calibration.dtype]),
+        "weights of experts": _streamed(calibration.gpu_experts),
+        "decode attention over paged KV": _streamed(calibration.gpu_decode),
+        "over contiguous KV": _streamed(calibration.gpu_decode_contiguous),
+    }
+    name = machine.gpu_name if machine.has_gpu else f"{machine.cpu_name} in place of a GPU"
+    return {
+        "processor": {"name": name, "peak_flops": _peaks(calibration.gpu_linear, calibration.dtype, others)},
+        "memory_capacity": entry(bytes_text(machine.gpu_capacity), _gpu_capacity_note(calibration)),
+        "memory_usable": entry(bytes_text(machine.gpu_usable), **_gpu_usable(calibration)),
+        "memory_bandwidth": highest_entry(bandwidths, rate_text),
+    }
+
+
+def cpu_section(calibration: Calibration) -> dict[str, Any]:
+    """The CPU and its DRAM, whose bandwidth CPU work and copies share."""
+    machine, contention = calibration.machine, calibration.contention
+    bandwidths = {
+        f"plain read with {machine.threads} threads": calibration.cpu_read.bytes_per_s.median,
+        "decode attention and copies to the GPU together": contention.together,
+        "decode attention alone": _streamed(calibration.cpu_decode),
+        "weights of linear layers": _streamed(calibration.cpu_linear[calibration.dtype]),
+        "weights of experts": _streamed(calibration.cpu_experts),
+        "copies to the GPU": fastest_copy(calibration.htod),
+        "copies from the GPU": fastest_copy(calibration.dtoh),
+        "copies both ways": calibration.both_ways.median,
+    }
+    bandwidth = highest_entry(bandwidths, rate_text)
+    one = rate_text(calibration.cpu_read_one_thread.bytes_per_s.median)
+    bandwidth["note"] += f"; a plain read with one thread {one}"
+    usable = (
+        entry(bytes_text(machine.cpu_usable), "stated by --cpu-memory", kind="fitted")
+        if machine.cpu_limit
+        else entry(bytes_text(machine.cpu_usable), _cpu_usable_note(machine.has_gpu))
+    )
+    return {
+        "processor": {
+            "name": machine.cpu_name,
+            "cores": machine.threads,
+            "peak_flops": _peaks(calibration.cpu_linear, calibration.dtype, {"expert FFN": calibration.cpu_experts}),
+        },
+        "memory_capacity": entry(bytes_text(machine.cpu_capacity), _cpu_capacity_note(calibration)),
+        "memory_usable": usable,
+        "memory_bandwidth": bandwidth,
+    }
+
+
+def _peaks(
+    linear: dict[str, tuple[Timing, ...]], dtype: str, others: dict[str, tuple[Timing, ...]]
+) -> dict[str, dict[str, Any]]:
+    """By dtype, the highest rate of any operator that ran in it."""
+    rates = {name: {"linear": _fastest(timings)} for name, timings in linear.items()}
+    rates[dtype].update({name: _fastest(timings) for name, timings in others.items()})
+    return {name: highest_entry(found, flops_text) for name, found in rates.items()}
+
+
+def _fastest(timings: tuple[Timing, ...]) -> float:
+    return max(t.flops_per_s.median for t in timings)
+
+
+def _streamed(timings: tuple[Timing, ...]) -> float:
+    return streaming(timings)[1].median
+
+
+def _gpu_usable(calibration: Calibration) -> dict[str, str]:
+    machine = calibration.machine
+    if machine.gpu_limit:
+        where = "set in the allocator; the CUDA context lies outside it" if machine.has_gpu else "of this CPU's memory"
+        return {"kind": "fitted", "note": f"--gpu-memory, emulated: {where}"}
+    if machine.has_gpu:
+        return {"note": "free right after the CUDA context was made"}
+    return {"note": "what is available, less what the CPU keeps; in halves where no option says more"}
+
+
+def _gpu_capacity_note(calibration: Calibration) -> str:
+    return "what the driver reports" if calibration.machine.has_gpu else "this CPU's memory, which both share"
+
+
+def _cpu_capacity_note(calibration: Calibration) -> str:
+    machine = calibration.machine
+    if machine.cpu_limit and machine.cpu_capacity == machine.cpu_usable:
+        return f"at least the {format_bytes(machine.cpu_usable)} of --cpu-memory, as the system reports no more"
+    return "what the operating system reports; a virtual machine may be given more as it is used"
+
+
+def _cpu_usable_note(has_gpu: bool) -> str:
+    return "available once the CUDA context was made" if has_gpu else "available, less the part that plays GPU memory"

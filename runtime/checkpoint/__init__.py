@@ -1,0 +1,1 @@
+"""Checkpoints as Hugging Face writes them, and random ones of the same shape."""

@@ -1,0 +1,128 @@
+"""What the pipeline needs of a device: a lane per queue, marks on it, and waiting for marks of other lanes.
+
+On CUDA a lane is a stream and a mark an event. Where the CPU plays the GPU, work is done when its call returns: a mark is
+the time at which that was.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+
+from hrm.errors import HrmError
+from hrm.schedule.task import Resource
+
+HOST_LANES = (Resource.CPU, Resource.HOST)  # their tasks are done when the call returns, on any device
+
+Mark = torch.cuda.Event | float
+
+
+class Device(Protocol):
+    """Lanes and marks of one device."""
+
+    torch_device: torch.device
+
+    def lane(self, resource: Resource) -> "contextmanager[None]":
+        """What a queue's thread, or the caller's, works in."""
+
+    def mark(self) -> Mark:
+        """A point in the current lane: everything queued so far."""
+
+    def order_after(self, mark: Mark) -> None:
+        """The current lane goes on once `mark` is reached."""
+
+    def host_wait(self, mark: Mark) -> None:
+        """The calling thread goes on once `mark` is reached."""
+
+    def synchronise(self) -> None:
+        """Waits for every lane."""
+
+    def seconds(self, since: Mark, mark: Mark) -> float:
+        """Seconds from one reached mark to another."""
+
+
+class CpuDevice:
+    """The CPU in the GPU's place."""
+
+    torch_device = torch.device("cpu")
+
+    @contextmanager
+    def lane(self, resource: Resource) -> Iterator[None]:
+        """A lane is the thread itself."""
+        yield
+
+    def mark(self) -> Mark:
+        """Now."""
+        return time.perf_counter()
+
+    def order_after(self, mark: Mark) -> None:
+        """Nothing to wait for: what came before is done."""
+
+    def host_wait(self, mark: Mark) -> None:
+        """Nothing to wait for: what came before is done."""
+
+    def synchronise(self) -> None:
+        """Nothing is ever under way."""
+
+    def seconds(self, since: Mark, mark: Mark) -> float:
+        """Difference of two readings of the clock."""
+        assert isinstance(since, float) and isinstance(mark, float)
+        return mark - since
+
+
+class CudaDevice:
+    """Streams and events of one GPU; host lanes mark with events on a stream of their own, which are reached at once."""
+
+    def __init__(self, torch_device: torch.device) -> None:
+        self.torch_device = torch_device
+        self._streams = {resource: torch.cuda.Stream(torch_device) for resource in Resource}
+
+    def stream(self, resource: Resource) -> torch.cuda.Stream:
+        """The stream behind a lane."""
+        return self._streams[resource]
+
+    @contextmanager
+    def lane(self, resource: Resource) -> Iterator[None]:
+        """Work of this thread goes to the lane's stream."""
+        with torch.cuda.device(self.torch_device), torch.cuda.stream(self._streams[resource]):
+            yield
+
+    def mark(self) -> Mark:
+        """An event on the current stream."""
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def order_after(self, mark: Mark) -> None:
+        """The current stream waits for the event."""
+        assert isinstance(mark, torch.cuda.Event)
+        torch.cuda.current_stream().wait_event(mark)
+
+    def host_wait(self, mark: Mark) -> None:
+        """The thread waits for the event."""
+        assert isinstance(mark, torch.cuda.Event)
+        mark.synchronize()
+
+    def synchronise(self) -> None:
+        """Waits for all streams."""
+        torch.cuda.synchronize(self.torch_device)
+
+    def seconds(self, since: Mark, mark: Mark) -> float:
+        """Time between two events."""
+        assert isinstance(since, torch.cuda.Event) and isinstance(mark, torch.cuda.Event)
+        return since.elapsed_time(mark) / 1e3
+
+
+def make_device(name: str) -> CpuDevice | CudaDevice:
+    """ "cpu", or "cuda" with an optional index.
+
+    Raises:
+        HrmError: there is no such device.
+    """
+    if name == "cpu":
+        return CpuDevice()
+    if not torch.cuda.is_available():
+        raise HrmError(f"device {name}: PyTorch finds no CUDA GPU here; use --device cpu, where the CPU plays the GPU")
+    return CudaDevice(torch.device(name if ":" in name else f"{name}:0"))

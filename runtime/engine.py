@@ -1,0 +1,147 @@
+"""Requests in, passes, tokens out."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+
+from hrm.predict.timeline import Timeline
+from hrm.roofline.sizes import Sizes
+from hrm.spec.policy import Policy
+from hrm.spec.precision import Precision
+from runtime.checkpoint.source import WeightSource
+from runtime.device import make_device
+from runtime.finishing import finish_reason, text_of
+from runtime.kv_need import kv_plan
+from runtime.layouts import PolicyLayout, lay_out
+from runtime.load import load_memory
+from runtime.memory.kv_cache import make_kv_cache
+from runtime.passes import PassResult, PassRunner
+from runtime.progress import EngineProgress, PassRecord
+from runtime.requests.request import Completion, Refusal, Request
+from runtime.scheduler import admit, refusal
+from runtime.sequences import SequenceTable, Slots, make_table
+
+_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+Detokenise = Callable[[Sequence[int]], str]
+
+
+class Engine:
+    """One model under one policy. Not to be used by several threads at once.
+
+    gpu_memory: bytes that the GPU's allocator may take, to stand for a smaller card. kv_tokens: room for so many tokens
+    in the KV cache; without it, what `generate`'s requests need under the policy, as far as memory goes.
+
+    Raises:
+        PolicyError: a policy that the runtime cannot run. HrmError: memory that cannot be had. CheckpointError: weights.
+    """
+
+    def __init__(
+        self,
+        model: WeightSource,
+        policy: Policy,
+        device: str = "cuda",
+        gpu_memory: float | None = None,
+        detokenise: Detokenise | None = None,
+        kv_tokens: int | None = None,
+        keep_logits: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.policy, self.config, self.detokenise = policy, model.config, detokenise
+        self.device = make_device(device)
+        self.layout = layout_of(model, policy)
+        self._kv_tokens = kv_tokens
+        self.memory = load_memory(model, self.layout, self.device, gpu_memory, progress)
+        self._runner = PassRunner(self.device, self.memory, self.layout, keep_logits)
+        self._table = make_table(0, 1, 1)
+        self.progress = EngineProgress()
+        self._logits: dict[int, list[torch.Tensor]] = {}
+        self.last_pass: PassResult | None = None
+
+    @property
+    def last_timeline(self) -> Timeline | None:
+        """Measured starts and ends of the latest pass's tasks."""
+        return self._runner.last_timeline
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[Completion | Refusal]:
+        """Answers requests as they finish, in any order; those that can never fit are refused and the rest go on.
+
+        Raises:
+            HrmError: memory or a device that fails.
+        """
+        asked = list(requests)
+        self._make_room(asked)
+        pools, waiting = self.memory.kv.pools, deque[Request]()
+        for request in asked:
+            reason = refusal(request, self.policy, pools, self.config.max_position_embeddings)
+            if reason is None:
+                waiting.append(request)
+            else:
+                yield Refusal(request, reason)
+        while waiting or self._table.active.any():
+            yield from self.step(waiting)
+
+    def step(self, waiting: deque[Request]) -> list[Completion]:
+        """Takes in what fits of `waiting`, runs one pass, and returns what it finished."""
+        admit(self._table, waiting, self.policy, self.memory.kv.pools)
+        self.last_pass = result = self._runner.run(self._table)
+        done = self._advance(result)
+        decoding = sum(len(rows.slots) for rows in result.batch.rows)
+        prompts = result.batch.slice.tokens - decoding
+        self.progress.add(PassRecord(result.seconds, decoding, prompts, len(result.slots), len(done)))
+        self.progress.active, self.progress.waiting = int(self._table.active.sum()), len(waiting)
+        return done
+
+    def close(self) -> None:
+        """Ends the engine's threads."""
+        self._runner.close()
+
+    def _make_room(self, requests: list[Request]) -> None:
+        """KV cache and slots for the requests, kept where an earlier call's are large enough."""
+        plan = kv_plan(self.memory, self.policy, requests, self._kv_tokens)
+        kv = self.memory.kv
+        if plan.host_blocks > kv.plan.host_blocks or plan.gpu_blocks > kv.plan.gpu_blocks:
+            kv.host.clear()
+            kv.gpu.clear()
+            device, threads = self.device.torch_device, self.memory.cpu_threads
+            self.memory.kv = make_kv_cache(self.config, plan, device, threads)
+        longest = max((len(r.prompt) + r.sampling.max_tokens for r in requests), default=1)
+        most = max((r.sampling.max_tokens for r in requests), default=1)
+        self._table = make_table(min(self.policy.batch_size, max(1, len(requests))), longest, most)
+
+    def _advance(self, result: PassResult) -> list[Completion]:
+        """Every sequence has one more token; those that end leave."""
+        table = self._table
+        table.append(result.slots, result.tokens)
+        if result.logits is not None:
+            for slot, logits in zip(result.slots.tolist(), result.logits, strict=True):
+                self._logits.setdefault(slot, []).append(logits)
+        return [done for slot in self._may_end(result.slots) if (done := self._finish(slot)) is not None]
+
+    def _may_end(self, slots: Slots) -> list[int]:
+        """Slots at their last token, at an end of sequence, or with strings that end them."""
+        table = self._table
+        ended = table.made[slots] >= table.target[slots]
+        ended |= np.isin(table.last[slots], self.config.eos_token_ids)
+        stops = [bool(r is not None and r.sampling.stop) for r in (table.requests[s] for s in slots.tolist())]
+        found: list[int] = slots[ended | np.array(stops, np.bool_)].tolist()
+        return found
+
+    def _finish(self, slot: int) -> Completion | None:
+        table, request = self._table, self._table.requests[slot]
+        assert request is not None
+        tokens = tuple(int(t) for t in table.generated[slot, : table.made[slot]])
+        reason = finish_reason(request.sampling, tokens, self.config.eos_token_ids, self.detokenise)
+        if reason is None:
+            return None
+        table.leave(slot, self.memory.kv.pools)
+        logits = self._logits.pop(slot, None)
+        text = text_of(request.sampling, tokens, self.config.eos_token_ids, self.detokenise)
+        return Completion(request, tokens, text, reason, None if logits is None else torch.stack(logits))
+
+
+def layout_of(model: WeightSource, policy: Policy) -> PolicyLayout:
+    """How the policy lays out the model's memory. Raises PolicyError."""
+    name = _NAMES[model.config.dtype]
+    return lay_out(model.config, Sizes(model.spec, Precision(name, name, name, name)), policy)

@@ -1,0 +1,1 @@
+"""Attention, expert matmuls and copies that PyTorch has no single call for."""

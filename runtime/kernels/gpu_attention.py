@@ -1,0 +1,81 @@
+"""Attention on the GPU: causal over prompts, and decode over blocks of the KV cache.
+
+B sequences, T tokens, N query heads, K key-value heads, D head_dim, G = N / K query heads per key-value head, C tokens
+of context rounded up to blocks.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+PADDED_ELEMENTS = 1 << 26  # of keys gathered at a time: bounds the memory of decode attention
+
+
+def decode_attention(qkv: Tensor, blocks: Tensor, table: Tensor, lengths: Tensor, num_heads: int, scale: float) -> Tensor:
+    """qkv [B, N + 2 K, D] of the current tokens; blocks [blocks, 2, K, block, D]; table [B, most] int64 rows of blocks;
+    lengths [B] int64, the current token included -> [B, N D].
+
+    The current token's K, V need not be in `blocks`. Sequences go in groups of bounded memory; each is padded to the
+    longest of its group, so neighbours should be of similar length.
+    """
+    kv_heads, block, dim = blocks.shape[2], blocks.shape[3], blocks.shape[4]
+    batch, most = table.shape
+    out = torch.empty(batch, num_heads * dim, dtype=qkv.dtype, device=qkv.device)
+    step = max(1, PADDED_ELEMENTS // max(1, most * block * kv_heads * dim))
+    for start in range(0, batch, step):
+        rows = slice(start, start + step)
+        out[rows] = _padded(qkv[rows], blocks, table[rows], lengths[rows], num_heads, scale)
+    return out
+
+
+def _padded(qkv: Tensor, blocks: Tensor, table: Tensor, lengths: Tensor, num_heads: int, scale: float) -> Tensor:
+    kv_heads, block, dim = blocks.shape[2], blocks.shape[3], blocks.shape[4]
+    batch, most = table.shape
+    gathered = blocks[table]  # [B, most, 2, K, block, D]
+    k, v = gathered.permute(2, 0, 3, 1, 4, 5).reshape(2, batch, kv_heads, most * block, dim)  # [B, K, C, D]
+    row = torch.arange(batch, device=qkv.device)
+    k[row, :, lengths - 1] = qkv[:, num_heads : num_heads + kv_heads]
+    v[row, :, lengths - 1] = qkv[:, num_heads + kv_heads :]
+    q = qkv[:, :num_heads].reshape(batch, kv_heads, -1, dim)  # [B, K, G, D]
+    seen = torch.arange(most * block, device=qkv.device) < lengths[:, None]  # [B, C]
+    mask = seen[:, None, None].expand(batch, kv_heads, q.shape[2], -1)
+    return scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).reshape(batch, -1)
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """q [T, N, D] of a prompt's last T tokens, k and v [S, K, D] of all up to there, S >= T -> [T, N D]."""
+    tokens, total = q.shape[0], k.shape[0]
+    mask = None
+    if tokens < total:
+        mask = torch.ones(tokens, total, dtype=torch.bool, device=q.device).tril(total - tokens)
+    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # [1, heads, tokens, D]
+    out = scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None and tokens > 1, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+    )
+    return out[0].transpose(0, 1).reshape(tokens, -1)
+
+
+@dataclass(frozen=True)
+class PromptGroup:
+    """Whole prompts of similar length in a chunk, as indices on the device.
+
+    rows: [B, longest] rows of the chunk, a prompt's first row repeated after its end; padded: [tokens] flat indices of the
+    real ones among them; target: [tokens] their rows.
+    """
+
+    rows: Tensor
+    padded: Tensor
+    target: Tensor
+
+
+def grouped_causal_attention(q: Tensor, k: Tensor, v: Tensor, group: PromptGroup, scale: float, out: Tensor) -> None:
+    """q [T, N, D], k and v [T, K, D] of a chunk; writes the group's rows of out [T, N D]."""
+    batch, longest = group.rows.shape
+    q4, k4, v4 = (x[group.rows].transpose(1, 2) for x in (q, k, v))  # [B, heads, longest, D]
+    attended = scaled_dot_product_attention(
+        q4, k4, v4, is_causal=longest > 1, scale=scale, enable_gqa=q4.shape[1] != k4.shape[1]
+    )
+    flat = attended.transpose(1, 2).reshape(batch * longest, -1)  # [B longest, N D]
+    out[group.target] = flat[group.padded]

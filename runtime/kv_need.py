@@ -1,0 +1,71 @@
+"""How large the KV cache has to be for some requests under a policy."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from hrm.errors import HrmError
+from hrm.spec.policy import Policy
+from runtime.memory.kv_cache import BLOCK, KvPlan, block_bytes, blocks_of
+from runtime.model_memory import ModelMemory
+from runtime.requests.request import Request
+
+SPREAD = 1.02  # of the need over its mean: lengths that leave and lengths that join differ
+HEADROOM = 3 << 30  # CPU memory left to everything else
+
+
+def kv_plan(memory: ModelMemory, policy: Policy, requests: Sequence[Request], tokens: int | None) -> KvPlan:
+    """Blocks in CPU memory and on the GPU for `tokens`, or for the policy's batch of `requests`.
+
+    Raises:
+        HrmError: no room for even the longest request.
+    """
+    in_flight = min(policy.batch_size, max(1, len(requests)))
+    resident = round(policy.kv_on_gpu * in_flight)
+    need = _tokens_needed(policy, requests, in_flight) if tokens is None else float(tokens)
+    longest = max((blocks_of(len(r.prompt) + r.sampling.max_tokens) for r in requests), default=1)
+    share = resident / in_flight
+    host = 0 if share == 1 else max(longest, math.ceil(need * (1 - share) / BLOCK))
+    gpu = 0 if share == 0 else max(longest, math.ceil(need * share / BLOCK))
+    room = _host_room(memory)
+    if host > room >= longest:
+        host = room
+    if host > room:
+        raise HrmError(f"KV cache: {host} blocks of {BLOCK} tokens are needed, CPU memory has room for {room}")
+    lock = memory.device.type == "cuda" and policy.host_weights == "page_locked"
+    return KvPlan(host, gpu, lock)
+
+
+def _tokens_needed(policy: Policy, requests: Sequence[Request], in_flight: int) -> float:
+    """Tokens cached at once: whole sequences of a batch at its end, or with mixing, sequences of all ages.
+
+    A block that is not full counts for half a block more. Requests that are all taken on at once end together.
+    """
+    if not requests:
+        return BLOCK
+    ends = [len(r.prompt) + r.sampling.max_tokens for r in requests]
+    together = in_flight == len(requests)
+    made = sum(r.sampling.max_tokens for r in requests) / len(requests)
+    spared = made / 2 if policy.mixed_prefill and not together else 0.0
+    mean = sum(ends) / len(ends) - spared + BLOCK / 2
+    return SPREAD * in_flight * mean + max(ends)
+
+
+def _host_room(memory: ModelMemory) -> int:
+    """Blocks that available CPU memory holds."""
+    per_block = block_bytes(memory.config) * memory.config.num_layers
+    return max(0, int((available_bytes() + memory.kv.host_bytes - HEADROOM) // per_block))
+
+
+def available_bytes() -> int:
+    """CPU memory that the system can still give.
+
+    On a system that does not say (no /proc/meminfo), what PyTorch cannot tell either: taken as unlimited.
+    """
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:  # noqa: PTH123
+            fields = dict(line.split(":", 1) for line in lines)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return torch.iinfo(torch.int64).max

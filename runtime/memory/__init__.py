@@ -1,0 +1,1 @@
+"""Page pool, host weights and KV cache."""

@@ -1,0 +1,1 @@
+"""Plain layers of each model family, knowing nothing of offloading."""

@@ -1,0 +1,171 @@
+"""One pass after the other: graph, tables, prefetched pages carried over, tokens out."""
+
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hrm.predict.timeline import Timeline
+from hrm.schedule.build import build_graph
+from hrm.schedule.task import Resource
+from runtime.batch import Batch, form_batch
+from runtime.device import CpuDevice, CudaDevice
+from runtime.layouts import PolicyLayout
+from runtime.memory.paging import Paging
+from runtime.model_memory import ModelMemory
+from runtime.pipeline import PassRun, Pipeline, Wiring
+from runtime.sequences import SequenceTable, Slots
+from runtime.tables import make_tables
+from runtime.tasks.registry import FUNCTIONS
+from runtime.tasks.state import Carried, PassState
+from runtime.tasks.weights import fetch_page
+
+MOST_GRAPHS = 64
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What a pass gave: a token for each of `slots`; logits [slots, V] where they are kept."""
+
+    slots: Slots
+    tokens: Slots
+    logits: Tensor | None
+    batch: Batch
+    seconds: float
+
+
+@dataclass
+class PassRunner:
+    """Runs passes over one model's memory; remembers what each has prefetched for the next."""
+
+    device: CpuDevice | CudaDevice
+    memory: ModelMemory
+    layout: PolicyLayout
+    keep_logits: bool = False
+    last_run: PassRun | None = None
+    _pipeline: Pipeline = field(init=False)
+    _carried: Carried = field(default_factory=Carried)
+    _carried_for: object = None
+    _wirings: OrderedDict[object, Wiring] = field(default_factory=OrderedDict)
+
+    def __post_init__(self) -> None:
+        self._pipeline = Pipeline(self.device)
+
+    def run(self, table: SequenceTable) -> PassResult:
+        """Everybody in flight takes part. Raises HrmError or OSError where a task fails."""
+        began = time.perf_counter()
+        batch = form_batch(table, self.layout.policy)
+        _reserve(table, batch, self.memory)
+        with torch.inference_mode(), self.device.lane(Resource.GPU):
+            state = self._state(batch, table)
+            self._prime(state)
+        self.last_run = self._pipeline.run(self._wiring(batch), lambda i, task: FUNCTIONS[task.kind](state, i, task))
+        self._carry(state)
+        slots, tokens, logits = self._collect(state)
+        return PassResult(slots, tokens, logits, batch, time.perf_counter() - began)
+
+    @property
+    def last_timeline(self) -> Timeline | None:
+        """Measured starts and ends of the latest pass's tasks; waits for the device."""
+        if self.last_run is None:
+            return None
+        self.device.synchronise()
+        return self.last_run.timeline(self.device)
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._pipeline.close()
+
+    def _wiring(self, batch: Batch) -> Wiring:
+        """The graph; passes of the same structure share one, where its pages do not depend on how many tokens."""
+        on_demand = self.layout.placement.overlap == "on_demand"
+        key = (batch.structure, batch.slice if on_demand else None)
+        if key not in self._wirings:
+            self._wirings[key] = Wiring(build_graph(self.layout.sizes, batch.slice, self.layout.policy))
+            if len(self._wirings) > MOST_GRAPHS:
+                self._wirings.popitem(last=False)
+        self._wirings.move_to_end(key)
+        return self._wirings[key]
+
+    def _state(self, batch: Batch, table: SequenceTable) -> PassState:
+        graph = self._wiring(batch).graph
+        paging = self.layout.paging(graph.pages, batch.slice.decodes)
+        if paging.pool_bytes > len(self.memory.pool):
+            self.memory.pool = torch.empty(paging.pool_bytes, dtype=torch.uint8, device=self.device.torch_device)
+            self._carried_for = None
+        staging = self.memory.staging("tables", None)
+        tables = make_tables(batch, table, staging, self.device.torch_device)
+        return PassState(
+            self.device, self.memory, graph, paging, batch, tables, self._carried, keep_logits=self.keep_logits
+        )
+
+    def _prime(self, state: PassState) -> None:
+        """Fetches what the pass expects in place and the one before has not fetched for it."""
+        paging, wanted = state.paging, _carry_key(state.paging)
+        if self._carried_for != wanted:
+            state.carried.base, state.carried.pages = 0, {}
+            with self.device.lane(Resource.HTOD):
+                for page in range(paging.plan.ahead):
+                    fetch_page(state, page)
+                    state.carried.pages[page] = self.device.mark()
+        elif paging.double_buffer and state.carried.per_layer != paging.per_layer:
+            _recount(state.carried, paging)
+        if self.memory.dense.streamed_bytes and state.carried.dense is None:
+            with self.device.lane(Resource.HTOD):
+                self.memory.dense.fetch(0)
+                state.carried.dense = self.device.mark()
+
+    def _carry(self, state: PassState) -> None:
+        """What the next pass finds in place, and where the pool's pages go on."""
+        paging = state.paging
+        self._carried = state.fetched_ahead
+        self._carried_for = _carry_key(paging)
+        if paging.per_layer:
+            self._carried.base, self._carried.per_layer = _next_base(paging, state.carried.base), paging.per_layer
+        self.memory.dense.next_pass()
+
+    def _collect(self, state: PassState) -> tuple[Slots, Slots, Tensor | None]:
+        """Tokens to the host, once the GPU has them and all K, V are stored."""
+        places = [j for j in range(len(state.batch.rows)) if j in state.tokens]
+        with torch.inference_mode(), self.device.lane(Resource.GPU):
+            tokens = torch.cat([state.tokens[j] for j in places]) if places else torch.empty(0, dtype=torch.int64)
+            found = tokens.cpu().numpy()
+            logits = torch.cat([state.logits[j] for j in places]).cpu() if state.keep_logits and places else None
+        for resource in (Resource.GPU, Resource.DTOH):
+            with self.device.lane(resource):
+                self.device.host_wait(self.device.mark())
+        slots = [slot for j in places for slot in state.batch.rows[j].logit_slots]
+        return np.array(slots, np.int64), found, logits
+
+
+def _reserve(table: SequenceTable, batch: Batch, memory: ModelMemory) -> None:
+    """Blocks for every token of the pass."""
+    slots, counts = table.in_flight, np.where(table.made > 0, 1, table.prompt - table.cached)
+    table.reserve(slots, counts[slots], memory.kv.pools)
+
+
+def _carry_key(paging: Paging) -> object:
+    """Passes with the same key find each other's prefetched pages in place."""
+    if not paging.plan.ahead:
+        return None
+    if paging.double_buffer:
+        return ("double buffer", paging.region.nbytes)
+    return ("ring", paging.plan, paging.region)
+
+
+def _recount(carried: Carried, paging: Paging) -> None:
+    """The same layers in place, cut into another number of pages."""
+    layers = carried.base // max(1, carried.per_layer)
+    carried.base = layers * paging.per_layer
+    if carried.pages:
+        last = carried.pages[max(carried.pages)]
+        carried.pages = dict.fromkeys(range(paging.plan.ahead), last)
+
+
+def _next_base(paging: Paging, base: int) -> int:
+    """Pages so far, as far as it matters for where the next one goes; counted anew in layers for a double buffer."""
+    period = 2 * paging.per_layer if paging.double_buffer else paging.plan.num_slots
+    return (base + paging.plan.per_pass) % period

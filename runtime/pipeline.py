@@ -1,0 +1,158 @@
+"""Executes a task graph: one thread and one lane per queue, synchronisation from the graph's `after` edges alone.
+
+A task is *issued* when its call has returned; on a GPU lane its work may still be to come. A task that waits for one of
+another queue waits on the host until that is issued, and then, if it was issued to a GPU lane, lets its own lane wait for
+the mark behind it; so the copy thread runs as far ahead as the graph allows and never waits for work that only the GPU
+has to wait for.
+"""
+
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from queue import SimpleQueue
+
+import numpy as np
+import torch
+
+from hrm.predict.timeline import Timeline
+from hrm.schedule.graph import TaskGraph
+from hrm.schedule.task import Resource, Task
+from runtime.device import HOST_LANES, CpuDevice, CudaDevice, Mark
+
+SWITCH_SECONDS = 0.0005  # Python's default, 5 ms, is longer than a page copy takes
+Perform = Callable[[int, Task], None]
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """What each task of a graph waits for beside its own queue: (task, its queue, its position there)."""
+
+    graph: TaskGraph
+
+    @cached_property
+    def waits(self) -> list[tuple[tuple[int, Resource, int], ...]]:
+        """Per task, the latest it waits for in each other queue."""
+        position = {i: k for queue in self.graph.queues.values() for k, i in enumerate(queue)}
+        found = []
+        for task in self.graph.tasks:
+            latest: dict[Resource, int] = {}
+            for i in task.after:
+                other = self.graph.tasks[i].resource
+                if other != task.resource:
+                    latest[other] = max(latest.get(other, -1), i)
+            found.append(tuple((i, other, position[i]) for other, i in latest.items()))
+        return found
+
+
+class Aborted(Exception):
+    """Another queue of the pass has failed."""
+
+
+@dataclass
+class PassRun:
+    """Marks before and after every task of a pass under way, and how far each queue is."""
+
+    wiring: Wiring
+    perform: Perform
+    begun: Mark
+    starts: list[Mark | None] = field(default_factory=list)
+    ends: list[Mark | None] = field(default_factory=list)
+    issued: dict[Resource, int] = field(default_factory=dict)
+    condition: threading.Condition = field(default_factory=threading.Condition)
+    failure: BaseException | None = None
+
+    def advance(self, resource: Resource) -> None:
+        """One more task of a queue is issued."""
+        with self.condition:
+            self.issued[resource] += 1
+            self.condition.notify_all()
+
+    def fail(self, error: BaseException) -> None:
+        """Ends the pass for everybody."""
+        with self.condition:
+            self.failure = self.failure or error
+            self.condition.notify_all()
+
+    def wait_issued(self, resource: Resource, count: int) -> None:
+        """Returns once `count` tasks of a queue are issued. Raises Aborted if the pass has failed."""
+        if self.issued[resource] < count:
+            with self.condition:
+                self.condition.wait_for(lambda: self.issued[resource] >= count or self.failure is not None)
+        if self.failure is not None:
+            raise Aborted
+
+    def timeline(self, device: CpuDevice | CudaDevice) -> Timeline:
+        """Measured starts and ends; every task must have been reached."""
+        seconds = [[device.seconds(self.begun, m) if m is not None else 0.0 for m in marks] for marks in (self.starts, self.ends)]
+        start, end = (np.maximum(np.array(values), 0.0) for values in seconds)
+        return Timeline(self.wiring.graph, start, end, end - start)
+
+
+class Pipeline:
+    """Threads of all queues, kept from pass to pass."""
+
+    def __init__(self, device: CpuDevice | CudaDevice) -> None:
+        self.device = device
+        self._jobs: dict[Resource, SimpleQueue[PassRun | None]] = {}
+        self._done: SimpleQueue[Resource] = SimpleQueue()
+        sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_SECONDS))
+
+    def run(self, wiring: Wiring, perform: Perform) -> PassRun:
+        """Runs a pass until every task is issued; `perform` is called in the lane of each task's queue.
+
+        Raises whatever `perform` raised first.
+        """
+        with self.device.lane(Resource.GPU):
+            begun = self.device.mark()
+        queues, count = wiring.graph.queues, len(wiring.graph.tasks)
+        run = PassRun(wiring, perform, begun, [None] * count, [None] * count, dict.fromkeys(queues, 0))
+        wiring.waits  # noqa: B018 - made before threads ask for it
+        for resource in queues:
+            self._queue(resource).put(run)
+        for _ in queues:
+            self._done.get()
+        if run.failure is not None:
+            self.device.synchronise()
+            raise run.failure
+        return run
+
+    def close(self) -> None:
+        """Ends the threads."""
+        for jobs in self._jobs.values():
+            jobs.put(None)
+        self._jobs.clear()
+
+    def _queue(self, resource: Resource) -> "SimpleQueue[PassRun | None]":
+        if resource not in self._jobs:
+            self._jobs[resource] = jobs = SimpleQueue[PassRun | None]()
+            threading.Thread(target=self._serve, args=(resource, jobs), name=f"queue {resource}", daemon=True).start()
+        return self._jobs[resource]
+
+    def _serve(self, resource: Resource, jobs: "SimpleQueue[PassRun | None]") -> None:
+        with torch.inference_mode(), self.device.lane(resource):
+            while (run := jobs.get()) is not None:
+                try:
+                    self._run_queue(resource, run)
+                except Aborted:
+                    pass
+                except BaseException as error:  # noqa: BLE001 - told to the caller of `run`
+                    run.fail(error)
+                self._done.put(resource)
+
+    def _run_queue(self, resource: Resource, run: PassRun) -> None:
+        device, on_host = self.device, resource in HOST_LANES
+        for i in run.wiring.graph.queues[resource]:
+            for before, other, position in run.wiring.waits[i]:
+                run.wait_issued(other, position + 1)
+                mark = run.ends[before]
+                assert mark is not None
+                if on_host:
+                    device.host_wait(mark)
+                elif other not in HOST_LANES:
+                    device.order_after(mark)
+            run.starts[i] = device.mark()
+            run.perform(i, run.wiring.graph.tasks[i])
+            run.ends[i] = device.mark()
+            run.advance(resource)

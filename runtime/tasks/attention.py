@@ -1,0 +1,183 @@
+"""Attention, on either side, and the K, V and queries that cross for it.
+
+T tokens, N query heads, K key-value heads, D head_dim.
+"""
+
+import torch
+from torch import Tensor
+
+from hrm.schedule.steps import KV_BUFFERS
+from hrm.schedule.task import Resource, Task
+from runtime.kernels.cpu_attention import decode_attention as cpu_decode_attention
+from runtime.kernels.gpu_attention import causal_attention, decode_attention, grouped_causal_attention
+from runtime.memory.device_view import words_of
+from runtime.models.common import rotary
+from runtime.tables import PrefillTables
+from runtime.tasks.state import PassState
+
+
+def pre_attention(state: PassState, index: int, task: Task) -> None:
+    """Norm, projections, rotary embedding."""
+    j, memory = _one(task), state.memory
+    if task.layer == 0 and state.carried.dense is not None:
+        state.device.order_after(state.carried.dense)
+    hidden = state.complete_hidden(j)
+    if j not in state.rotation:
+        positions = state.tables[j].positions
+        state.rotation[j] = rotary(memory.config, positions, state.torch_device, hidden.dtype)
+    weights = memory.dense.tensors(task.layer)
+    state.qkv[j] = memory.family.pre_attention(memory.config, weights, hidden, *state.rotation[j])
+    shape = (hidden.shape[0], memory.config.q_width)
+    state.attended[j] = torch.empty(shape, dtype=hidden.dtype, device=state.torch_device)
+
+
+def post_attention(state: PassState, index: int, task: Task) -> None:
+    """Output projection, router, shared experts or dense FFN."""
+    j, memory = _one(task), state.memory
+    weights = memory.dense.tensors(task.layer)
+    routed = memory.family.post_attention(memory.config, weights, state.hidden[j], state.attended.pop(j))
+    state.hidden[j], state.routed[j] = routed.hidden, routed
+
+
+def qkv_offload(state: PassState, index: int, task: Task) -> None:
+    """Queries and new K, V of the sequences that the CPU attends."""
+    j = _one(task)
+    mine = state.qkv[j][state.batch.rows[j].gpu_sequences :]
+    state.memory.staging("qkv", j).host(tuple(mine.shape), mine.dtype).copy_(mine, non_blocking=True)
+
+
+def cpu_attention(state: PassState, index: int, task: Task) -> None:
+    """Decode attention beside the KV cache in CPU memory."""
+    j, memory, tables = _one(task), state.memory, state.tables[_one(task)].decode
+    assert tables is not None
+    config, batch = memory.config, len(tables.cpu_lengths)
+    heads = config.num_attention_heads + 2 * config.num_key_value_heads
+    qkv = memory.staging("qkv", j).host((batch, heads, config.head_dim), config.dtype)
+    out = memory.staging("attended", j).host((batch, config.num_attention_heads, config.head_dim), config.dtype)
+    kv, scale = memory.kv.host[task.layer], config.head_dim**-0.5
+    cpu_decode_attention(qkv, kv, tables.cpu_table, tables.cpu_lengths, out, scale, memory.cpu_threads)
+
+
+def attention_load(state: PassState, index: int, task: Task) -> None:
+    """The CPU's result to the device."""
+    j = _one(task)
+    mine = state.attended[j][state.batch.rows[j].gpu_sequences :]
+    state.memory.staging("attended", j).load(mine, by_kernel=task.resource == Resource.ZERO_COPY)
+
+
+def gpu_attention(state: PassState, index: int, task: Task) -> None:
+    """Decode attention of the sequences that the GPU attends, or causal attention of prompts."""
+    j = _one(task)
+    if state.batch.rows[j].is_prefill:
+        _attend_prompts(state, j, task.layer)
+    else:
+        _attend_decoding(state, j, task.layer)
+
+
+def _attend_decoding(state: PassState, j: int, layer: int) -> None:
+    rows, tables, memory = state.batch.rows[j], state.tables[j].decode, state.memory
+    assert tables is not None
+    config, qkv, r, g = memory.config, state.qkv[j], rows.resident, rows.gpu_sequences
+    out, heads, scale = state.attended[j], config.num_attention_heads, config.head_dim**-0.5
+    if r:
+        pool, home = memory.kv.gpu[layer], tables.resident_home
+        pool[home[0], :, :, home[1]] = _kv(state, qkv[:r])
+        out[:r] = decode_attention(qkv[:r], pool, tables.resident_table, tables.gpu_lengths[:r], heads, scale)
+    if g > r:
+        staged = state.staged_kv.pop((layer, j))
+        out[r:g] = decode_attention(qkv[r:g], staged, tables.staged_table, tables.gpu_lengths[r:], heads, scale)
+
+
+def _attend_prompts(state: PassState, j: int, layer: int) -> None:
+    tables, config, qkv, out = state.tables[j].prefill, state.memory.config, state.qkv[j], state.attended[j]
+    assert tables is not None
+    if tables.gpu.shape[1]:
+        row, block, offset = tables.gpu
+        state.memory.kv.gpu[layer][block, :, :, offset] = _kv(state, qkv[row])
+    q, k, v = qkv.split([config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads], dim=1)
+    scale = config.head_dim**-0.5
+    for group in tables.groups:
+        grouped_causal_attention(q, k, v, group, scale, out)
+    for part in tables.parts:
+        rows = slice(part.row, part.row + part.stop - part.start)
+        keys, values = k[rows], v[rows]
+        if part.start:
+            before = state.earlier.pop(part.slot)
+            keys, values = torch.cat((before[0], keys)), torch.cat((before[1], values))
+        if not part.last:
+            state.earlier[part.slot] = (keys, values)
+        out[rows] = causal_attention(q[rows], keys, values, scale)
+
+
+def kv_store(state: PassState, index: int, task: Task) -> None:
+    """New K, V to the host's pool: of prompts, or of decoding sequences attended on the GPU."""
+    j = _one(task)
+    rows, tables = state.batch.rows[j], state.tables[j]
+    qkv = state.hand_over(state.qkv[j], Resource.DTOH)
+    if tables.prefill is not None:
+        kv, home = _prompt_kv(state, qkv, tables.prefill), tables.prefill.host[1:]
+    else:
+        assert tables.decode is not None
+        kv, home = _kv(state, qkv[rows.resident : rows.gpu_sequences]), tables.decode.store
+    if not kv.shape[0]:
+        return
+    if state.memory.kv.host_words:
+        _store_by_kernel(state, task.layer, kv, tables.host_homes)
+        return
+    host = state.memory.staging("kv_store", None).host(tuple(kv.shape), kv.dtype)
+    host.copy_(kv, non_blocking=True)
+    state.device.host_wait(state.device.mark())
+    state.memory.kv.host[task.layer][home[0], :, :, home[1]] = host
+
+
+def _store_by_kernel(state: PassState, layer: int, kv: Tensor, home: Tensor) -> None:
+    """kv [T, 2, K, D] straight into page-locked blocks."""
+    words = state.memory.kv.host_words[layer]
+    blocks = words.view(words.shape[0], 2, kv.shape[2], state.memory.kv.host[layer].shape[3], -1)
+    blocks[home[0], :, :, home[1]] = words_of(kv).view(*kv.shape[:3], -1)
+
+
+def _prompt_kv(state: PassState, qkv: Tensor, tables: PrefillTables) -> Tensor:
+    return _kv(state, qkv[tables.host_rows]) if len(tables.host_rows) else qkv[:0]
+
+
+def _kv(state: PassState, qkv: Tensor) -> Tensor:
+    """K and V of qkv [T, N + 2 K, D], contiguous [T, 2, K, D]."""
+    config = state.memory.config
+    new = qkv[:, config.num_attention_heads :]
+    return new.reshape(len(new), 2, config.num_key_value_heads, config.head_dim)
+
+
+def kv_stage(state: PassState, index: int, task: Task) -> None:
+    """Cached K, V of a micro-batch, pageable to page-locked memory."""
+    tables, pool = state.tables[_one(task)].decode, state.memory.kv.host[task.layer]
+    assert tables is not None
+    shape = (len(tables.fetched_host), *pool.shape[1:])
+    host = state.memory.staging("kv_stage", state.kv_stages % KV_BUFFERS).host(shape, pool.dtype)
+    state.kv_stages += 1
+    torch.index_select(pool, 0, tables.fetched_host, out=host)
+
+
+def kv_fetch(state: PassState, index: int, task: Task) -> None:
+    """Cached K, V of a micro-batch to the device: gathered by a kernel from page-locked blocks, or staged before."""
+    j, memory = _one(task), state.memory
+    tables, pool = state.tables[j].decode, memory.kv.host[task.layer]
+    assert tables is not None
+    shape = (len(tables.fetched_host), *pool.shape[1:])
+    out = torch.empty(shape, dtype=pool.dtype, device=state.torch_device)
+    if not shape[0]:
+        pass
+    elif state.stages_kv:
+        memory.staging("kv_stage", state.kv_fetches % KV_BUFFERS).load(out, by_kernel=False)
+    elif memory.kv.host_words:
+        words = memory.kv.host_words[task.layer]
+        torch.index_select(words, 0, tables.fetched, out=words_of(out).view(shape[0], -1))
+    else:
+        torch.index_select(pool, 0, tables.fetched_host, out=out)
+    state.kv_fetches += 1
+    state.staged_kv[task.layer, j] = state.hand_over(out, Resource.GPU)
+
+
+def _one(task: Task) -> int:
+    assert task.micro_batch is not None
+    return task.micro_batch

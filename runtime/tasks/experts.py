@@ -1,0 +1,91 @@
+"""Routed experts on the GPU and on the CPU. T tokens, H hidden_size, k top_k."""
+
+import torch
+from torch import Tensor
+
+from hrm.schedule.task import Task
+from runtime.kernels.expert_ffn import SortedTokens, slab_outputs, sort_tokens
+from runtime.memory.slab_tensors import SlabTensors
+from runtime.tasks.state import ExpertWork, PassState
+
+
+def expert_ffn(state: PassState, index: int, task: Task) -> None:
+    """Experts on the GPU: the first task of a layer and micro-batch takes the resident rows too, the last adds up."""
+    place = (task.layer, task.micro_batch)
+    memory, work = state.memory, state.working.get(place)
+    if work is None:
+        tokens = _sorted(state, task.micro_batch)
+        state.working[place] = work = ExpertWork(tokens, torch.zeros_like(_template(tokens), dtype=torch.float32))
+        if memory.experts.layout.resident.rows:
+            _add(work, [memory.experts.resident[task.layer]])
+    _add_pages(state, task, work)
+    if index == state.last_expert_task[place]:
+        _finish(state, task, state.working.pop(place).total)
+
+
+def _template(tokens: SortedTokens) -> Tensor:
+    return tokens.x[: tokens.weights.shape[0]]
+
+
+def _add_pages(state: PassState, task: Task, work: ExpertWork) -> None:
+    """Streamed pages; those that an earlier pass has fetched are waited for here."""
+    pages = range(*task.work.pages)
+    if not pages:
+        return
+    for page in pages:
+        mark = state.carried.pages.get(page)
+        if mark is not None:
+            state.device.order_after(mark)
+    touched = state.touched.get(task.layer)
+    placed = state.paging.slabs(pages, state.carried.base)
+    _add(work, [state.memory.view(p) for p in placed if touched is None or p.slab.holds_any(touched)])
+
+
+def _add(work: ExpertWork, slabs: list[SlabTensors]) -> None:
+    for part in slab_outputs(work.tokens, slabs):
+        work.total += part
+
+
+def _sorted(state: PassState, micro_batch: int | None) -> SortedTokens:
+    members = [state.routed[j] for j in state.members(micro_batch)]
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    for routed in members:
+        assert routed.normed is not None and routed.experts is not None and routed.weights is not None
+        parts.append((routed.normed, routed.experts, routed.weights))
+    x, experts, weights = parts[0] if len(parts) == 1 else (torch.cat(each) for each in zip(*parts, strict=True))
+    return sort_tokens(x, experts, weights, state.memory.config.num_experts)
+
+
+def _finish(state: PassState, task: Task, total: Tensor) -> None:
+    members = state.members(task.micro_batch)
+    for j, part in zip(members, total.split([len(state.batch.rows[m].tokens) for m in members]), strict=True):
+        state.hidden[j] = state.hidden[j] + part.to(state.hidden[j].dtype)
+
+
+def cpu_expert_ffn(state: PassState, index: int, task: Task) -> None:
+    """The CPU's rows of the experts, from hidden states that were sent there."""
+    memory, members = state.memory, state.members(task.micro_batch)
+    config = memory.config
+    counts = [len(state.batch.rows[j].tokens) for j in members]
+    x = _received(state, "cpu_x", members, [(n, config.hidden_size) for n in counts], config.dtype)
+    experts = _received(state, "cpu_e", members, [(n, config.top_k) for n in counts], torch.int64)
+    weights = _received(state, "cpu_w", members, [(n, config.top_k) for n in counts], _weight_dtype(state, members[0]))
+    tokens = sort_tokens(x, experts, weights, config.num_experts)
+    out = memory.staging("cpu_out", task.micro_batch).host(tuple(x.shape), config.dtype)
+    total = torch.zeros(x.shape, dtype=torch.float32)
+    for part in slab_outputs(tokens, list(memory.experts.cpu_slabs(task.layer))):
+        total += part
+    out.copy_(total)
+
+
+def _weight_dtype(state: PassState, micro_batch: int) -> torch.dtype:
+    weights = state.routed[micro_batch].weights
+    assert weights is not None
+    return weights.dtype
+
+
+def _received(
+    state: PassState, name: str, members: list[int], shapes: list[tuple[int, int]], dtype: torch.dtype
+) -> Tensor:
+    parts = [state.memory.staging(name, j).host(shape, dtype) for j, shape in zip(members, shapes, strict=True)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
