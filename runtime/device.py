@@ -76,6 +76,8 @@ class CudaDevice:
     """Streams and events of one GPU; host lanes mark with events on a stream of their own, which are reached at once."""
 
     def __init__(self, torch_device: torch.device) -> None:
+        torch._C._accelerator_setAllocatorSettings("expandable_segments:True")  # a full card has no room for gaps
+        torch.backends.cuda.enable_cudnn_sdp(False)  # plans anew for every shape, and prompts have many
         self.torch_device = torch_device
         self._streams = {resource: torch.cuda.Stream(torch_device) for resource in Resource}
 

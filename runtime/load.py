@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from runtime.engine import Engine
 
 FAST_RANDOM_BYTES = 4 << 30  # larger synthetic models get repeated random numbers
-SPARE_CORES = 2  # for the threads that feed the GPU
+SPARE_CORES = 4  # one of so many is left to the threads that feed the GPU
 
 
 def load_memory(
@@ -59,7 +59,7 @@ def load_memory(
 def compute_threads() -> int:
     """Threads for work on the CPU: all cores but those that feed the GPU."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores - SPARE_CORES)
+    return max(1, cores - max(1, cores // SPARE_CORES))
 
 
 def _load_dense(model: WeightSource, share: float, device: torch.device, lock: bool) -> DenseWeights:

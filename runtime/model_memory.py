@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from hrm.schedule.steps import KV_BUFFERS
 from runtime.memory.dense_weights import DenseWeights
 from runtime.memory.host_weights import ExpertStore
 from runtime.memory.kv_cache import KvCache
@@ -29,6 +30,7 @@ class ModelMemory:
     pool: Tensor
     kv: KvCache
     cpu_threads: int
+    kv_buffers: list[Tensor] = field(default_factory=list)  # each [blocks, 2, K, block, D]
     _stagings: dict[tuple[str, int], Staging] = field(default_factory=dict)
 
     def staging(self, name: str, micro_batch: int | None) -> Staging:
@@ -37,6 +39,15 @@ class ModelMemory:
         if key not in self._stagings:
             self._stagings[key] = Staging(self.device)
         return self._stagings[key]
+
+    def reserve_kv_buffers(self, blocks: int) -> None:
+        """Makes the device's buffers for cached K, V on their way as large as a pass needs; nothing may be under way."""
+        if blocks and (not self.kv_buffers or len(self.kv_buffers[0]) < blocks):
+            self.kv_buffers.clear()
+            shape = (blocks, *self.kv.host[0].shape[1:])
+            self.kv_buffers += [
+                torch.empty(shape, dtype=self.config.dtype, device=self.device) for _ in range(KV_BUFFERS)
+            ]
 
     def view(self, placed: PlacedSlab) -> SlabTensors:
         """A streamed slab where it lies in the pool."""
@@ -51,6 +62,7 @@ class ModelMemory:
             "dense_weights": self.dense.gpu_bytes,
             "page_pool": len(self.pool),
             "kv_cache": self.kv.gpu_bytes,
+            "kv_staging": sum(t.numel() * t.element_size() for t in self.kv_buffers),
         }
 
     @property

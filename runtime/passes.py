@@ -98,6 +98,7 @@ class PassRunner:
             self._carried_for = None
         staging = self.memory.staging("tables", None)
         tables = make_tables(batch, table, staging, self.device.torch_device)
+        self.memory.reserve_kv_buffers(max(0 if t.decode is None else len(t.decode.fetched_host) for t in tables))
         return PassState(
             self.device, self.memory, graph, paging, batch, tables, self._carried, keep_logits=self.keep_logits
         )

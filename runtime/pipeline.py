@@ -21,7 +21,7 @@ from hrm.schedule.graph import TaskGraph
 from hrm.schedule.task import Resource, Task
 from runtime.device import HOST_LANES, CpuDevice, CudaDevice, Mark
 
-SWITCH_SECONDS = 0.0005  # Python's default, 5 ms, is longer than a page copy takes
+SWITCH_SECONDS = 50e-6  # Python's default, 5 ms, is longer than most tasks take
 Perform = Callable[[int, Task], None]
 
 
@@ -60,28 +60,44 @@ class PassRun:
     starts: list[Mark | None] = field(default_factory=list)
     ends: list[Mark | None] = field(default_factory=list)
     issued: dict[Resource, int] = field(default_factory=dict)
-    condition: threading.Condition = field(default_factory=threading.Condition)
+    waiters: dict[Resource, list[tuple[int, threading.Event]]] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
     failure: BaseException | None = None
 
     def advance(self, resource: Resource) -> None:
-        """One more task of a queue is issued."""
-        with self.condition:
-            self.issued[resource] += 1
-            self.condition.notify_all()
+        """One more task of a queue is issued; wakes only those who wait for it, or everybody would fight for the GIL."""
+        with self.lock:
+            self.issued[resource] = issued = self.issued[resource] + 1
+            waiters = self.waiters[resource]
+            if not waiters:
+                return
+            due = [event for count, event in waiters if count <= issued]
+            self.waiters[resource] = [waiter for waiter in waiters if waiter[0] > issued]
+        for event in due:
+            event.set()
 
     def fail(self, error: BaseException) -> None:
         """Ends the pass for everybody."""
-        with self.condition:
+        with self.lock:
             self.failure = self.failure or error
-            self.condition.notify_all()
+            waiters = [event for queue in self.waiters.values() for _, event in queue]
+        for event in waiters:
+            event.set()
 
     def wait_issued(self, resource: Resource, count: int) -> None:
         """Returns once `count` tasks of a queue are issued. Raises Aborted if the pass has failed."""
         if self.issued[resource] < count:
-            with self.condition:
-                self.condition.wait_for(lambda: self.issued[resource] >= count or self.failure is not None)
+            self._wait(resource, count)
         if self.failure is not None:
             raise Aborted
+
+    def _wait(self, resource: Resource, count: int) -> None:
+        event = threading.Event()
+        with self.lock:
+            if self.issued[resource] >= count or self.failure is not None:
+                return
+            self.waiters[resource].append((count, event))
+        event.wait()
 
     def timeline(self, device: CpuDevice | CudaDevice) -> Timeline:
         """Measured starts and ends; every task must have been reached."""
@@ -96,6 +112,7 @@ class Pipeline:
     def __init__(self, device: CpuDevice | CudaDevice) -> None:
         self.device = device
         self._jobs: dict[Resource, SimpleQueue[PassRun | None]] = {}
+        self._threads: list[threading.Thread] = []
         self._done: SimpleQueue[Resource] = SimpleQueue()
         sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_SECONDS))
 
@@ -108,6 +125,7 @@ class Pipeline:
             begun = self.device.mark()
         queues, count = wiring.graph.queues, len(wiring.graph.tasks)
         run = PassRun(wiring, perform, begun, [None] * count, [None] * count, dict.fromkeys(queues, 0))
+        run.waiters = {resource: [] for resource in queues}
         wiring.waits  # noqa: B018 - made before threads ask for it
         for resource in queues:
             self._queue(resource).put(run)
@@ -122,12 +140,17 @@ class Pipeline:
         """Ends the threads."""
         for jobs in self._jobs.values():
             jobs.put(None)
+        for thread in self._threads:
+            thread.join()
         self._jobs.clear()
+        self._threads.clear()
 
     def _queue(self, resource: Resource) -> "SimpleQueue[PassRun | None]":
         if resource not in self._jobs:
             self._jobs[resource] = jobs = SimpleQueue[PassRun | None]()
-            threading.Thread(target=self._serve, args=(resource, jobs), name=f"queue {resource}", daemon=True).start()
+            thread = threading.Thread(target=self._serve, args=(resource, jobs), name=f"queue {resource}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
         return self._jobs[resource]
 
     def _serve(self, resource: Resource, jobs: "SimpleQueue[PassRun | None]") -> None:

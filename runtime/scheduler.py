@@ -67,7 +67,7 @@ def admit(
     most = min(free, len(waiting))
     if policy.mixed_prefill and (len(waiting) > free or policy.ffn_batching == "batch"):
         mean = sum(request.sampling.max_tokens for request in waiting) / len(waiting)
-        most = min(free, math.ceil(policy.batch_size / mean))
+        most = min(most, math.ceil(policy.batch_size / mean))
     return _admit(table, waiting, policy, pools, most)
 
 

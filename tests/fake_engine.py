@@ -44,7 +44,7 @@ dense_weights_on_gpu: 1.0
 weights_on_disk: 0.0
 attention_place: cpu
 ffn_batching: micro_batch
-mixed_prefill: true
+mixed_prefill: false
 prefill_chunk_tokens: 256
 page_pool_bytes: 1000000.0
 tensor_parallel_size: 1
@@ -79,6 +79,9 @@ class FakeEngine:
             self.progress.passes += 1
             self.progress.seconds += max(self.pause, 1e-3)
             yield self._answer(request)
+
+    def close(self) -> None:
+        """Nothing is held."""
 
     def _answer(self, request: Request) -> Completion | Refusal:
         if len(request.prompt) > LONGEST_PROMPT:

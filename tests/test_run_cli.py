@@ -23,6 +23,7 @@ from hrm.spec.policy import Policy
 from hrm.spec.policy_file import load_policy
 from hrm.spec.workload import make_workload
 from runtime.cli.run_loop import describe_speed
+from runtime.cli.run_search import cut_policies
 from runtime.cli.run_source import RunSource
 
 Lines = list[dict[str, Any]]
@@ -78,7 +79,8 @@ def test_random_prompts_of_shipped_lengths(hrm: Invoke, synthetic: list[str], tm
     code, out, err = hrm(*synthetic, "--output", str(output), "--num-requests", "7", "--json")
     assert (code, err) == (0, "")
     report, results = json.loads(out), by_id(output)
-    assert [results[f"request-{i}"]["prompt_tokens"] for i in range(1, 8)] == [32, 62, 73, 55, 32, 46, 42][:7] or True
+    counted = [results[f"request-{i}"].get("prompt_tokens") for i in range(1, 8)]
+    assert counted == [32, None, None, 55, 32, 46, 42]  # the fake engine refuses 62 and 73
     assert report["requests"]["finished"] + report["requests"]["refused"] == 7
     assert report["predicted_tokens_per_s"] is None and report["last_pass"] is None
     assert report["generated_tokens"] == 4 * report["requests"]["finished"]
@@ -88,7 +90,7 @@ def test_texts_and_tables(hrm: Invoke, synthetic: list[str], tmp_path: Path) -> 
     prompts = write_input(tmp_path / "texts.jsonl", {"turns": ["x" * 40]}, {"prompt": "y" * 400})
     code, out, _ = hrm(*synthetic, "--prompts", prompts, "--profile", "t4.yaml", "--num-requests", "3")
     assert code == 0
-    for text in ("2 finished, 1 refused", "8 tokens in", "reached)", "8 = 2 x 4", "decode attention on the CPU"):
+    for text in ("2 finished, 1 refused", "8 tokens in", "reached)", "8 = 2 x 4", "ecode attention on the CPU"):
         assert text in out.replace("\n", " ")
 
 
@@ -149,8 +151,9 @@ def test_resume_does_what_is_left(hrm: Invoke, synthetic: list[str], tmp_path: P
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (("--temperature", "0.5"), "sampling"), (("--gen-len", "5"), "sampling"), (("--num-requests", "79"), "input"),
-        (("--layers", "1"), "model"), (("--dtype", "bf16"), "model, dtype"), (("--seed", "1"), "input, sampling"),
+        (("--temperature", "0.5"), "sampling"), (("--gen-len", "5"), "sampling"), (("--seed", "1"), "input, sampling"),
+        (("--layers", "1"), "model"), (("--dtype", "bf16"), "model, dtype"),
+        (("--num-requests", "79"), "input, sampling"),
     ],
 )  # fmt: skip
 def test_another_run_is_not_continued(
@@ -163,7 +166,7 @@ def test_another_run_is_not_continued(
     before = output.read_bytes()
     code, _, err = hrm(*short, *change, "--resume")
     assert code == 1 and output.read_bytes() == before
-    assert f"belongs to a run with another {named} (see" in err or (named == "input" and "does not ask" in err)
+    assert f"belongs to a run with another {named} (see" in err
 
 
 def test_another_policy_is_not_continued_but_overwritten(hrm: Invoke, synthetic: list[str], tmp_path: Path) -> None:
@@ -306,6 +309,16 @@ def test_missing_packages_are_named(hrm: Invoke, synthetic: list[str], monkeypat
     monkeypatch.setattr("runtime.cli.requirements.find_spec", lambda name: None if name == "torch" else sys)
     code, _, err = hrm(*synthetic)
     assert code == 1 and err == 'hrm: this command needs torch: pip install "hrm[runtime]"\n'
+
+
+@pytest.mark.parametrize("num_requests", [1, 5, 80, 1000])
+def test_a_batch_is_cut_to_the_requests(tmp_path: Path, num_requests: int) -> None:
+    large = {"batch_size": 500, "micro_batch_size": 100, "ffn_batch_size": 100}
+    policy = load_policy(write_policy(tmp_path / "policy.yaml"))
+    cut = list(cut_policies(Policy.model_validate(policy.model_dump() | large), num_requests))
+    limit = min(num_requests, 500)
+    assert [p.num_micro_batches for p in cut] == [n for n in (1, 2, 4, 8) if n <= limit]
+    assert all(limit - 8 < p.batch_size <= min(limit + 8, 500) for p in cut)
 
 
 def test_speed_and_time_left() -> None:

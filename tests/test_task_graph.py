@@ -135,7 +135,7 @@ BROKEN: dict[str, tuple[str, Broken]] = {
     ),
     "spilled hidden state read early": (
         r"hidden_load L1 M\d .* may read hidden state of M\d entering L1 on the host before",
-        lambda: _without_spill_edge(MIXED),
+        lambda: _without_spill_edge(tiny_graph(VARIANTS["cgopipe_kernel"], "prefill")),
     ),
     "Q, K, V sent early": (
         r"qkv_offload L0 M0 .* may read Q, K, V of M0 in L0 on the GPU before",
@@ -387,7 +387,9 @@ def test_no_edge_can_be_dropped(variant: str):
         cut = with_task(graph, i, after=tuple(other for other in graph.tasks[i].after if other != dep))
         fetches = graph.tasks[i].kind in (FETCH, Kind.WEIGHT_READ, Kind.WEIGHT_STAGE)
         routed = graph.schedule == "expert_cache" and fetches and graph.tasks[dep].kind in ROUTER
-        if routed or Order(cut).before(dep, i):
+        # prompts' hidden states come late to spare memory, which no order of tasks could spoil
+        room = graph.tasks[i].kind in (Kind.EMBEDDING_LOAD, Kind.HIDDEN_LOAD) and graph.tasks[dep].resource == "GPU"
+        if routed or room or Order(cut).before(dep, i):
             continue
         with pytest.raises(ScheduleError):
             validate(cut)

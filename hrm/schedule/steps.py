@@ -19,6 +19,7 @@ class Steps:
         self._kv: dict[tuple[int, int], int] = {}
         self._stored: dict[tuple[int, int], int] = {}
         self._released: tuple[int, ...] = ()
+        self._spilled: dict[int, int] = {}
         self._kv_fetches = 0
         self._kv_read: list[int] = []
         policy = build.policy
@@ -59,8 +60,14 @@ class Steps:
         done = build.outputs[layer - 1, j]
         if not mb.is_prefill or not build.spills_hidden_states:
             return done
-        stored = build.add(Kind.HIDDEN_STORE, layer - 1, j, Resource.DTOH, work, done)
+        stored = self._spilled.pop(j) if j in self._spilled else self._spill(layer - 1, j)
         return (build.add(Kind.HIDDEN_LOAD, layer, j, build.small_copies, work, (stored, *room)),)
+
+    def _spill(self, layer: int, j: int) -> int:
+        """Hidden states of a micro-batch to the host."""
+        mb = self.build.slice.micro_batches[j]
+        work, done = Work(mb.sequences, mb.prompt_tokens), self.build.outputs[layer, j]
+        return self.build.add(Kind.HIDDEN_STORE, layer, j, Resource.DTOH, work, done)
 
     def fetch_kv(self, layer: int, j: int) -> None:
         """Brings the cached K, V of a decoding micro-batch into one of two staging buffers."""
@@ -128,6 +135,9 @@ class Steps:
             if share < 1:
                 done = (*done, self.cpu_experts(layer, (j,), (routed,), 1 - share))
         build.outputs[layer, j] = self._released = self.all_reduce(layer, j, done)
+        mb = build.slice.micro_batches[j]
+        if mb.is_prefill and build.spills_hidden_states and layer + 1 < build.num_layers:
+            self._spilled[j] = self._spill(layer, j)  # at once: its memory is the next one's
 
     def _gpu_experts(self, layer: int, j: int, routed: int, share: float) -> tuple[int, ...]:
         build, mb = self.build, self.build.slice.micro_batches[j]

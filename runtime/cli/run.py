@@ -13,6 +13,7 @@ from hrm.cli import options as opt
 if TYPE_CHECKING:
     from hrm.spec.policy import Policy
     from runtime.cli.run_loop import Engine
+    from runtime.cli.run_options import RunOptions
     from runtime.cli.run_report import RunSummary
     from runtime.cli.run_source import RunSource
 
@@ -60,26 +61,32 @@ def run(
     Without --input, --synthetic runs random token ids with the lengths of the MT-Bench questions. A chat needs the
     checkpoint's chat template; without one only a single user message is taken, as it stands.
     """
-    from hrm.cli.output import check_figure, check_writable, print_json
     from hrm.spec.units import parse_quantity
-    from runtime.cli.requirements import require_runtime
-    from runtime.cli.run_job import run_job
     from runtime.cli.run_options import RunOptions
-    from runtime.cli.run_report import print_run, run_report
-    from runtime.cli.run_source import read_entries
 
     limit = None if gpu_memory is None else parse_quantity(gpu_memory, "bytes", "--gpu-memory")
     options = RunOptions(
         model, synthetic, layers, policy, profile, schedule, input, output, prompts, num_requests, resume, overwrite,
         gen_len, temperature, top_p, seed, ignore_eos, device, limit, dtype, trace, plot,
     )  # fmt: skip
+    _run(options, json)
+
+
+def _run(options: RunOptions, json: bool) -> None:
+    """Everything that can be wrong is looked for before anything that takes long."""
+    from hrm.cli.output import check_figure, check_writable, print_json
+    from runtime.cli.requirements import require_runtime
+    from runtime.cli.run_job import run_job
+    from runtime.cli.run_report import print_run, run_report
+    from runtime.cli.run_source import read_entries
+
     options.check()
-    check_writable(output, trace)
-    check_figure(plot)
+    check_writable(options.output, options.trace)
+    check_figure(options.plot)
     entries = read_entries(options)
     require_runtime()
-    summary = run_job(options, entries, lambda source, chosen, on: _engine(source, chosen, on, limit))
-    _write_timeline(summary, trace, plot)
+    summary = run_job(options, entries, lambda source, policy, on: _engine(source, policy, on, options.gpu_memory))
+    _write_timeline(summary, options.trace, options.plot)
     if json:
         print_json(run_report(summary))
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from hrm.errors import RequestError
@@ -117,17 +117,18 @@ def _answer(
 
     forms = {entry.request_id: entry.form for entry in source.entries}
     writer = ResultWriter(forms, source.weights.config.name, None if output is None else output.append)
-    counts, engine, able = Counts(), None, []
+    counts, able, earlier = Counts(), [], len(source.entries) - len(waiting)
     for request in waiting:
         if isinstance(request, Refusal):
             writer.write(request)
             counts.add(request)
         else:
             able.append(request)
-    if able:
-        engine = make_engine(source, chosen.policy, device)
+    if not able:
+        return _summary(source, device, chosen, counts, None, earlier)
+    with closing(make_engine(source, chosen.policy, device)) as engine:
         answer_all(engine, tuple(able), writer, counts, chosen.predicted_tokens_per_s)
-    return _summary(source, device, chosen, counts, engine, len(source.entries) - len(waiting))
+        return _summary(source, device, chosen, counts, engine, earlier)
 
 
 def _summary(

@@ -43,6 +43,8 @@ class Engine(Protocol):
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion | Refusal]: ...
 
+    def close(self) -> None: ...
+
 
 @dataclass
 class Counts:

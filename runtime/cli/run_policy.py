@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from runtime.cli.run_options import RunOptions
     from runtime.requests.request import Request
 
-REFINED = 4  # policies of the search that are simulated
-
 
 @dataclass(frozen=True)
 class ChosenPolicy:
@@ -40,12 +38,14 @@ def choose_policy(
     Raises:
         HrmError: an unreadable policy or profile, nothing to search with, or nothing that fits.
     """
+    from runtime.cli.run_search import search_for
+
     rates = _rates(options, spec, requests)
     policy = _stated(options, earlier)
     if policy is None:
         if rates is None:
             raise HrmError(_no_policy(requests))
-        policy = _search(rates, options.schedule)
+        policy = search_for(rates, options.schedule, len(requests))
     if rates is None:
         return ChosenPolicy(policy, None, "needs --profile" if requests else "nothing to run")
     try:
@@ -90,16 +90,6 @@ def _capped(profile: HardwareProfile, gpu_memory: float) -> HardwareProfile:
     """The profile with no more GPU memory than the run may use."""
     usable = profile.gpu.memory_usable.value
     return profile.with_scaled("gpu_memory", gpu_memory / usable) if gpu_memory < usable else profile
-
-
-def _search(rates: Rates, schedule: str) -> Policy:
-    from hrm.cli.progress import progress_bar
-    from hrm.search.refine import refine
-    from hrm.search.search import search_policy
-
-    result = search_policy(rates, schedule, REFINED)
-    with progress_bar("policies simulated") as update:
-        return refine(result, update)[0].policy
 
 
 def _predict(rates: Rates, policy: Policy, requests: Sequence[Request]) -> float:

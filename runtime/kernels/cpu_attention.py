@@ -154,6 +154,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     if build.library is None:
         return None, build.failure
     try:
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin take cores from those that feed the GPU
         return ctypes.CDLL(str(build.library)), ""
     except OSError as error:
         return None, f"{build.library} cannot be loaded: {error}"

@@ -5,6 +5,7 @@ T tokens, k top_k, E experts, H hidden_size, I rows of a slab.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 
 import torch
@@ -14,6 +15,8 @@ from torch.nn.functional import linear, silu
 from runtime.memory.slab_tensors import SlabTensors
 
 OPERAND_BYTES = 16  # rows of a grouped matmul's operands begin at multiples of this
+WORKSPACE_BYTES = 64 << 20  # gate and up of all tokens
+MIN_ROWS = 512  # narrower pieces would not fill the GPU
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class SortedTokens:
     """Tokens once per chosen expert, in order of the experts.
 
     x: [T k, H]; ends: [E] int32, where each expert's rows end; counts: the same as numbers, where the host knows them;
-    back: [T k], row of x for each (token, choice); weights: [T, 1, k] in the dtype of x.
+    back: [T k], row of x for each (token, choice); weights: [T, 1, k] fp32.
     """
 
     x: Tensor
@@ -29,6 +32,12 @@ class SortedTokens:
     counts: list[int] | None
     back: Tensor
     weights: Tensor
+
+    @cached_property
+    def host_ends(self) -> list[int]:
+        """`ends` as numbers; waits for the device where the host does not know them."""
+        found: list[int] = self.ends.tolist() if self.counts is None else list(accumulate(self.counts))
+        return found
 
 
 def sort_tokens(x: Tensor, experts: Tensor, weights: Tensor, num_experts: int) -> SortedTokens:
@@ -42,48 +51,60 @@ def sort_tokens(x: Tensor, experts: Tensor, weights: Tensor, num_experts: int) -
     one_by_one = not x.is_cuda or x.dtype == torch.float32
     known = counts.tolist() if one_by_one else None
     ends = counts.cumsum(0).to(torch.int32)
-    return SortedTokens(x[order // top_k], ends, known, back, weights.to(x.dtype).view(tokens, 1, top_k))
+    return SortedTokens(x[order // top_k], ends, known, back, weights.float().view(tokens, 1, top_k))
 
 
-def slab_outputs(tokens: SortedTokens, slabs: list[SlabTensors]) -> Iterator[Tensor]:
-    """What the slabs' rows add to each token, weighted and summed over its experts: [T, H] tensors to be added up.
-
-    Slabs of single experts touch different rows and make one tensor together.
-    """
-    parts = [slab for slab in slabs if slab.slab.experts < len(tokens.ends)]
-    if parts:
-        yield _combined(tokens, _expert_by_expert(tokens, parts))
+def add_slabs(total: Tensor | None, tokens: SortedTokens, slabs: list[SlabTensors]) -> Tensor | None:
+    """What the slabs' rows add to every sorted row, onto `total`, [T k, H] fp32; None is nothing yet."""
     for slab in slabs:
-        if slab.slab.experts == len(tokens.ends) and slab.slab.rows:
-            yield _combined(tokens, _all_experts(tokens, slab))
+        if not slab.slab.rows:
+            continue
+        for part in _slab_parts(tokens, slab):
+            total = part.float() if total is None else total.add_(part)
+    return total
 
 
-def _combined(tokens: SortedTokens, y: Tensor) -> Tensor:
-    """y [T k, H], in order of experts -> [T, H]."""
+def combine(total: Tensor, tokens: SortedTokens) -> Tensor:
+    """total [T k, H] fp32, in order of experts -> [T, H] fp32: weighted and summed over each token's experts."""
     size, top_k = tokens.weights.shape[0], tokens.weights.shape[2]
-    return torch.bmm(tokens.weights, y[tokens.back].view(size, top_k, -1)).view(size, -1)
+    return torch.bmm(tokens.weights, total[tokens.back].view(size, top_k, -1)).view(size, -1)
 
 
-def _all_experts(tokens: SortedTokens, weights: SlabTensors) -> Tensor:
-    """[T k, H] by two grouped matmuls where the device has them and the slab is aligned for them."""
-    rows = weights.slab.rows
-    if tokens.counts is not None or rows * tokens.x.element_size() % OPERAND_BYTES:
-        return _expert_by_expert(tokens, [weights])
-    both = torch._grouped_mm(tokens.x, weights.gate_up.transpose(1, 2), offs=tokens.ends)  # [T k, 2 I]
-    hidden = silu(both[:, :rows]).mul_(both[:, rows:])  # [T k, I]
-    y: Tensor = torch._grouped_mm(hidden, weights.down.transpose(1, 2), offs=tokens.ends)  # [T k, H]
-    return y
+def _slab_parts(tokens: SortedTokens, weights: SlabTensors) -> Iterator[Tensor]:
+    """[T k, H] tensors that add up, by grouped matmuls where the device has them and the slab is aligned for them.
+
+    Rows go in pieces, so that what lies between the two matmuls stays small however many tokens there are.
+    """
+    rows, itemsize, whole = weights.slab.rows, tokens.x.element_size(), weights.slab.experts == len(tokens.ends)
+    if not whole or tokens.counts is not None or rows * itemsize % OPERAND_BYTES:
+        yield _expert_by_expert(tokens, weights)
+        return
+    most = WORKSPACE_BYTES // (2 * itemsize * max(1, len(tokens.x)))
+    step = max(MIN_ROWS, most // MIN_ROWS * MIN_ROWS)
+    for start in range(0, rows, step):
+        stop = min(start + step, rows)
+        hidden = _gated(tokens, weights.gate_up, rows, start, stop)  # [T k, r]
+        yield torch._grouped_mm(hidden, weights.down[:, :, start:stop].transpose(1, 2), offs=tokens.ends)
 
 
-def _expert_by_expert(tokens: SortedTokens, slabs: list[SlabTensors]) -> Tensor:
-    """[T k, H]; rows of experts outside the slabs are zero."""
-    y = torch.zeros_like(tokens.x)
-    ends = tokens.ends.tolist() if tokens.counts is None else list(accumulate(tokens.counts))
-    for weights in slabs:
-        for at, expert in enumerate(range(weights.slab.first_expert, weights.slab.last_expert)):
-            rows = slice(ends[expert - 1] if expert else 0, ends[expert])
-            if rows.stop > rows.start and weights.slab.rows:
-                y[rows] = expert_mlp(tokens.x[rows], weights.gate_up[at], weights.down[at])
+def _gated(tokens: SortedTokens, gate_up: Tensor, rows: int, start: int, stop: int) -> Tensor:
+    """silu(gate) * up of rows [start, stop): [T k, stop - start]; one matmul where these are all rows."""
+    if stop - start == rows:
+        gate, up = torch._grouped_mm(tokens.x, gate_up.transpose(1, 2), offs=tokens.ends).chunk(2, dim=-1)
+        return silu(gate) * up
+    gate = torch._grouped_mm(tokens.x, gate_up[:, start:stop].transpose(1, 2), offs=tokens.ends)
+    up = torch._grouped_mm(tokens.x, gate_up[:, rows + start : rows + stop].transpose(1, 2), offs=tokens.ends)
+    return silu(gate, inplace=True).mul_(up)
+
+
+def _expert_by_expert(tokens: SortedTokens, weights: SlabTensors) -> Tensor:
+    """[T k, H]; rows of experts outside the slab are zero."""
+    y, slab = torch.zeros_like(tokens.x), weights.slab
+    ends = tokens.host_ends
+    for at, expert in enumerate(range(slab.first_expert, slab.last_expert)):
+        rows = slice(ends[expert - 1] if expert else 0, ends[expert])
+        if rows.stop > rows.start:
+            y[rows] = expert_mlp(tokens.x[rows], weights.gate_up[at], weights.down[at])
     return y
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-PADDED_ELEMENTS = 1 << 26  # of keys gathered at a time: bounds the memory of decode attention
+PADDED_ELEMENTS = 1 << 24  # of keys gathered at a time: bounds the memory of decode attention
 
 
 def decode_attention(qkv: Tensor, blocks: Tensor, table: Tensor, lengths: Tensor, num_heads: int, scale: float) -> Tensor:

@@ -27,6 +27,8 @@ def pre_attention(state: PassState, index: int, task: Task) -> None:
         state.rotation[j] = rotary(memory.config, positions, state.torch_device, hidden.dtype)
     weights = memory.dense.tensors(task.layer)
     state.qkv[j] = memory.family.pre_attention(memory.config, weights, hidden, *state.rotation[j])
+    if j in state.storing:
+        state.to_store[j] = state.qkv[j]
     shape = (hidden.shape[0], memory.config.q_width)
     state.attended[j] = torch.empty(shape, dtype=hidden.dtype, device=state.torch_device)
 
@@ -37,6 +39,7 @@ def post_attention(state: PassState, index: int, task: Task) -> None:
     weights = memory.dense.tensors(task.layer)
     routed = memory.family.post_attention(memory.config, weights, state.hidden[j], state.attended.pop(j))
     state.hidden[j], state.routed[j] = routed.hidden, routed
+    del state.qkv[j]
 
 
 def qkv_offload(state: PassState, index: int, task: Task) -> None:
@@ -113,7 +116,7 @@ def kv_store(state: PassState, index: int, task: Task) -> None:
     """New K, V to the host's pool: of prompts, or of decoding sequences attended on the GPU."""
     j = _one(task)
     rows, tables = state.batch.rows[j], state.tables[j]
-    qkv = state.hand_over(state.qkv[j], Resource.DTOH)
+    qkv = state.hand_over(state.to_store.pop(j), Resource.DTOH)
     if tables.prefill is not None:
         kv, home = _prompt_kv(state, qkv, tables.prefill), tables.prefill.host[1:]
     else:
@@ -164,10 +167,10 @@ def kv_fetch(state: PassState, index: int, task: Task) -> None:
     tables, pool = state.tables[j].decode, memory.kv.host[task.layer]
     assert tables is not None
     shape = (len(tables.fetched_host), *pool.shape[1:])
-    out = torch.empty(shape, dtype=pool.dtype, device=state.torch_device)
     if not shape[0]:
-        pass
-    elif state.stages_kv:
+        return
+    out = memory.kv_buffers[state.kv_fetches % KV_BUFFERS][: shape[0]]
+    if state.stages_kv:
         memory.staging("kv_stage", state.kv_fetches % KV_BUFFERS).load(out, by_kernel=False)
     elif memory.kv.host_words:
         words = memory.kv.host_words[task.layer]
@@ -175,7 +178,7 @@ def kv_fetch(state: PassState, index: int, task: Task) -> None:
     else:
         torch.index_select(pool, 0, tables.fetched_host, out=out)
     state.kv_fetches += 1
-    state.staged_kv[task.layer, j] = state.hand_over(out, Resource.GPU)
+    state.staged_kv[task.layer, j] = out
 
 
 def _one(task: Task) -> int:

@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 
 from hrm.schedule.task import Task
-from runtime.kernels.expert_ffn import SortedTokens, slab_outputs, sort_tokens
-from runtime.memory.slab_tensors import SlabTensors
+from runtime.kernels.expert_ffn import SortedTokens, add_slabs, combine, sort_tokens
 from runtime.tasks.state import ExpertWork, PassState
 
 
@@ -14,17 +13,11 @@ def expert_ffn(state: PassState, index: int, task: Task) -> None:
     place = (task.layer, task.micro_batch)
     memory, work = state.memory, state.working.get(place)
     if work is None:
-        tokens = _sorted(state, task.micro_batch)
-        state.working[place] = work = ExpertWork(tokens, torch.zeros_like(_template(tokens), dtype=torch.float32))
-        if memory.experts.layout.resident.rows:
-            _add(work, [memory.experts.resident[task.layer]])
+        state.working[place] = work = ExpertWork(_sorted(state, task.micro_batch))
+        work.total = add_slabs(None, work.tokens, [memory.experts.resident[task.layer]])
     _add_pages(state, task, work)
     if index == state.last_expert_task[place]:
-        _finish(state, task, state.working.pop(place).total)
-
-
-def _template(tokens: SortedTokens) -> Tensor:
-    return tokens.x[: tokens.weights.shape[0]]
+        _finish(state, task, state.working.pop(place))
 
 
 def _add_pages(state: PassState, task: Task, work: ExpertWork) -> None:
@@ -38,12 +31,8 @@ def _add_pages(state: PassState, task: Task, work: ExpertWork) -> None:
             state.device.order_after(mark)
     touched = state.touched.get(task.layer)
     placed = state.paging.slabs(pages, state.carried.base)
-    _add(work, [state.memory.view(p) for p in placed if touched is None or p.slab.holds_any(touched)])
-
-
-def _add(work: ExpertWork, slabs: list[SlabTensors]) -> None:
-    for part in slab_outputs(work.tokens, slabs):
-        work.total += part
+    slabs = [state.memory.view(p) for p in placed if touched is None or p.slab.holds_any(touched)]
+    work.total = add_slabs(work.total, work.tokens, slabs)
 
 
 def _sorted(state: PassState, micro_batch: int | None) -> SortedTokens:
@@ -56,10 +45,15 @@ def _sorted(state: PassState, micro_batch: int | None) -> SortedTokens:
     return sort_tokens(x, experts, weights, state.memory.config.num_experts)
 
 
-def _finish(state: PassState, task: Task, total: Tensor) -> None:
+def _finish(state: PassState, task: Task, work: ExpertWork) -> None:
     members = state.members(task.micro_batch)
-    for j, part in zip(members, total.split([len(state.batch.rows[m].tokens) for m in members]), strict=True):
-        state.hidden[j] = state.hidden[j] + part.to(state.hidden[j].dtype)
+    if work.total is not None:
+        sizes = [len(state.batch.rows[m].tokens) for m in members]
+        for j, part in zip(members, combine(work.total, work.tokens).split(sizes), strict=True):
+            state.hidden[j] = state.hidden[j] + part.to(state.hidden[j].dtype)
+    for j in members:
+        if not state.uses_cpu_experts(task.layer, j):
+            del state.routed[j]
 
 
 def cpu_expert_ffn(state: PassState, index: int, task: Task) -> None:
@@ -69,19 +63,11 @@ def cpu_expert_ffn(state: PassState, index: int, task: Task) -> None:
     counts = [len(state.batch.rows[j].tokens) for j in members]
     x = _received(state, "cpu_x", members, [(n, config.hidden_size) for n in counts], config.dtype)
     experts = _received(state, "cpu_e", members, [(n, config.top_k) for n in counts], torch.int64)
-    weights = _received(state, "cpu_w", members, [(n, config.top_k) for n in counts], _weight_dtype(state, members[0]))
+    weights = _received(state, "cpu_w", members, [(n, config.top_k) for n in counts], state.sent_to_cpu[task.layer, members[0]])
     tokens = sort_tokens(x, experts, weights, config.num_experts)
     out = memory.staging("cpu_out", task.micro_batch).host(tuple(x.shape), config.dtype)
-    total = torch.zeros(x.shape, dtype=torch.float32)
-    for part in slab_outputs(tokens, list(memory.experts.cpu_slabs(task.layer))):
-        total += part
-    out.copy_(total)
-
-
-def _weight_dtype(state: PassState, micro_batch: int) -> torch.dtype:
-    weights = state.routed[micro_batch].weights
-    assert weights is not None
-    return weights.dtype
+    total = add_slabs(None, tokens, list(memory.experts.cpu_slabs(task.layer)))
+    out.copy_(torch.zeros_like(x) if total is None else combine(total, tokens))
 
 
 def _received(

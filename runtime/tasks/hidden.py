@@ -7,7 +7,7 @@ from runtime.kernels.sampling import choose
 from runtime.models.common import lm_head
 from runtime.tasks.state import PassState
 
-LOGIT_BYTES = 128 << 20  # of logits at a time
+LOGIT_BYTES = 32 << 20  # of logits at a time
 
 
 def embedding_load(state: PassState, index: int, task: Task) -> None:
@@ -17,6 +17,7 @@ def embedding_load(state: PassState, index: int, task: Task) -> None:
     embedding = state.memory.embedding
     host = staging.host((len(tokens), embedding.shape[1]), embedding.dtype)
     torch.index_select(embedding, 0, tokens, out=host)
+    state.wait_for_room(j)
     state.hidden[j] = out = torch.empty(host.shape, dtype=host.dtype, device=state.torch_device)
     staging.load(out, by_kernel=task.resource == Resource.ZERO_COPY)
     state.hand_over(out, Resource.GPU)
@@ -26,17 +27,18 @@ def hidden_store(state: PassState, index: int, task: Task) -> None:
     """Hidden states to the host: for experts on the CPU (the first time in a layer), or to wait for the next layer."""
     j = _one(task)
     if state.uses_cpu_experts(task.layer, j) and (task.layer, j) not in state.sent_to_cpu:
-        state.sent_to_cpu.add((task.layer, j))
-        _send_to_cpu(state, j)
+        _send_to_cpu(state, task.layer, j)
         return
     hidden = state.hand_over(state.complete_hidden(j), Resource.DTOH)
+    del state.hidden[j]
     state.memory.staging("hidden", j).host(tuple(hidden.shape), hidden.dtype).copy_(hidden, non_blocking=True)
     state.spilled.add(j)
 
 
-def _send_to_cpu(state: PassState, j: int) -> None:
+def _send_to_cpu(state: PassState, layer: int, j: int) -> None:
     routed = state.routed[j]
     assert routed.normed is not None and routed.experts is not None and routed.weights is not None
+    state.sent_to_cpu[layer, j] = routed.weights.dtype
     for name, tensor in (("cpu_x", routed.normed), ("cpu_e", routed.experts), ("cpu_w", routed.weights)):
         host = state.memory.staging(name, j).host(tuple(tensor.shape), tensor.dtype)
         host.copy_(state.hand_over(tensor, Resource.DTOH), non_blocking=True)
@@ -49,6 +51,8 @@ def hidden_load(state: PassState, index: int, task: Task) -> None:
     waiting = task.micro_batch is not None and task.micro_batch in state.spilled
     name = "hidden" if waiting else "cpu_out"
     tokens = sum(len(state.batch.rows[j].tokens) for j in state.members(task.micro_batch))
+    if waiting:
+        state.wait_for_room(_one(task))
     out = torch.empty((tokens, hidden_size), dtype=dtype, device=state.torch_device)
     state.memory.staging(name, task.micro_batch).load(out, by_kernel)
     state.hand_over(out, Resource.GPU)
@@ -65,9 +69,10 @@ def head(state: PassState, index: int, task: Task) -> None:
     """Logits of the rows that yield tokens, and the tokens chosen; in pieces of bounded memory."""
     j, memory = _one(task), state.memory
     rows = state.tables[j].logit_rows
+    hidden = state.complete_hidden(j)[rows]  # [B, H]
+    del state.hidden[j], state.rotation[j]
     if not len(rows):
         return
-    hidden = state.complete_hidden(j)[rows]  # [B, H]
     weights = memory.dense.tensors(memory.config.num_layers)["lm_head"]
     step = max(1, LOGIT_BYTES // (4 * memory.config.vocab_size))
     chosen, kept = [], []

@@ -24,10 +24,10 @@ Place = tuple[int, int | None]  # layer, micro-batch (None: all)
 
 @dataclass
 class ExpertWork:
-    """The routed experts of one layer under way: tokens sorted, and what has been summed up, [T, H] fp32."""
+    """The routed experts of one layer under way: tokens sorted, and their sum so far, [T k, H] fp32; None: nothing."""
 
     tokens: SortedTokens
-    total: Tensor
+    total: Tensor | None = None
 
 
 @dataclass
@@ -64,7 +64,8 @@ class PassState:
     working: dict[Place, ExpertWork] = field(default_factory=dict)
     from_cpu: dict[int, Tensor] = field(default_factory=dict)
     spilled: set[int] = field(default_factory=set)
-    sent_to_cpu: set[Place] = field(default_factory=set)
+    sent_to_cpu: dict[Place, torch.dtype] = field(default_factory=dict)  # dtype of the routing weights
+    to_store: dict[int, Tensor] = field(default_factory=dict)  # qkv whose K, V go to the host
     staged_kv: dict[Place, Tensor] = field(default_factory=dict)
     touched: dict[int, frozenset[int]] = field(default_factory=dict)
     earlier: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # slot -> K, V of a prompt's earlier parts
@@ -87,6 +88,11 @@ class PassState:
     def cpu_expert_places(self) -> frozenset[Place]:
         """Layers and micro-batches of which the CPU computes experts."""
         return frozenset((t.layer, t.micro_batch) for t in self.graph.tasks if t.kind == Kind.CPU_EXPERT_FFN)
+
+    @cached_property
+    def storing(self) -> frozenset[int | None]:
+        """Micro-batches whose new K, V go to the host's pool."""
+        return frozenset(t.micro_batch for t in self.graph.tasks if t.kind == Kind.KV_STORE)
 
     @cached_property
     def stages_kv(self) -> bool:
@@ -116,6 +122,11 @@ class PassState:
         if isinstance(self.device, CudaDevice):
             tensor.record_stream(self.device.stream(resource))
         return tensor
+
+    def wait_for_room(self, micro_batch: int) -> None:
+        """Prompts' hidden states are allocated once earlier ones are gone, not once that is merely queued."""
+        if self.batch.rows[micro_batch].is_prefill:
+            self.device.host_wait(self.device.mark())
 
     def complete_hidden(self, micro_batch: int) -> Tensor:
         """A micro-batch's hidden states after a layer, with what the CPU's experts added."""
