@@ -90,6 +90,7 @@ def measure(args: argparse.Namespace, setting: Setting) -> dict[str, Any]:
     began = time.perf_counter()
     limit = read_bytes(args.gpu_memory, "--gpu-memory")
     engine = Engine(setting.model, setting.policy, args.device, limit)
+    engine.runner.keep_runs = True
     load_seconds = time.perf_counter() - began
     print(f"weights loaded in {load_seconds:.1f} s", flush=True)
     simulator = Simulator(setting.rates.for_chunk(setting.policy.prefill_chunk_tokens))

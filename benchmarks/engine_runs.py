@@ -46,7 +46,7 @@ class Run:
         began = time.perf_counter()
         self.engine.step(waiting)
         ended = time.perf_counter()
-        run, result = self.engine._runner.last_run, self.engine.last_pass
+        run, result = self.engine.runner.last_run, self.engine.last_pass
         assert run is not None and result is not None
         return Sample(run, result.batch.slice, began, ended)
 
@@ -83,13 +83,13 @@ def plan_filling(run: Run, measured: int, fill_tokens: int | None) -> Filling:
 def fill(run: Run, filling: Filling) -> int:
     """Prefills everybody; the number that found room."""
     engine = run.engine
-    engine._make_room([request for portion in filling.portions for request in portion])
+    engine.make_room([request for portion in filling.portions for request in portion])
     at_once = engine.policy.model_copy(update={"ffn_batching": "micro_batch"})  # admits all that fit
     taken = 0
     for portion in filling.portions:
         waiting = deque(portion)
         if engine.policy.mixed_prefill:
-            admit(engine._table, waiting, at_once, engine.memory.kv.pools)
+            admit(engine.table, waiting, at_once, engine.memory.kv.pools)
             engine.step(deque())
         else:
             engine.step(waiting)
@@ -117,7 +117,7 @@ def end_to_end_run(run: Run, passes: int) -> dict[str, Any]:
     """All requests to their last token; the window holds the last passes that decoded a full batch."""
     requests = run.requests(run.lengths, run.num_requests, run.gen_len)
     began = time.perf_counter()
-    run.engine._make_room(requests)
+    run.engine.make_room(requests)
     room_seconds = time.perf_counter() - began
     pools, most = run.engine.memory.kv.pools, run.engine.config.max_position_embeddings
     waiting = deque(r for r in requests if refusal(r, run.engine.policy, pools, most) is None)

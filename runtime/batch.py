@@ -73,7 +73,9 @@ class Batch:
     @property
     def structure(self) -> tuple[object, ...]:
         """What the order of tasks depends on."""
-        return tuple((mb.is_prefill, mb.gpu_sequences > 0, mb.sequences > mb.gpu_sequences) for mb in self.slice.micro_batches)
+        return tuple(
+            (mb.is_prefill, mb.gpu_sequences > 0, mb.sequences > mb.gpu_sequences) for mb in self.slice.micro_batches
+        )
 
 
 def form_batch(table: SequenceTable, policy: Policy) -> Batch:

@@ -5,9 +5,9 @@ the time at which that was.
 """
 
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 import torch
 
@@ -17,30 +17,6 @@ from hrm.schedule.task import Resource
 HOST_LANES = (Resource.CPU, Resource.HOST)  # their tasks are done when the call returns, on any device
 
 Mark = torch.cuda.Event | float
-
-
-class Device(Protocol):
-    """Lanes and marks of one device."""
-
-    torch_device: torch.device
-
-    def lane(self, resource: Resource) -> "contextmanager[None]":
-        """What a queue's thread, or the caller's, works in."""
-
-    def mark(self) -> Mark:
-        """A point in the current lane: everything queued so far."""
-
-    def order_after(self, mark: Mark) -> None:
-        """The current lane goes on once `mark` is reached."""
-
-    def host_wait(self, mark: Mark) -> None:
-        """The calling thread goes on once `mark` is reached."""
-
-    def synchronise(self) -> None:
-        """Waits for every lane."""
-
-    def seconds(self, since: Mark, mark: Mark) -> float:
-        """Seconds from one reached mark to another."""
 
 
 class CpuDevice:
@@ -53,9 +29,15 @@ class CpuDevice:
         """A lane is the thread itself."""
         yield
 
+    def enter(self, resource: Resource) -> None:
+        """From here on this thread works in that lane."""
+
     def mark(self) -> Mark:
         """Now."""
         return time.perf_counter()
+
+    def recycle(self, marks: Iterable[Mark | None]) -> None:
+        """Nothing to reuse."""
 
     def order_after(self, mark: Mark) -> None:
         """Nothing to wait for: what came before is done."""
@@ -79,7 +61,8 @@ class CudaDevice:
         torch._C._accelerator_setAllocatorSettings("expandable_segments:True")  # a full card has no room for gaps
         torch.backends.cuda.enable_cudnn_sdp(False)  # plans anew for every shape, and prompts have many
         self.torch_device = torch_device
-        self._streams = {resource: torch.cuda.Stream(torch_device) for resource in Resource}
+        self._streams = {resource: torch.cuda.Stream(torch_device) for resource in Resource}  # type: ignore[no-untyped-call]
+        self._spare: deque[torch.cuda.Event] = deque()
 
     def stream(self, resource: Resource) -> torch.cuda.Stream:
         """The stream behind a lane."""
@@ -91,11 +74,22 @@ class CudaDevice:
         with torch.cuda.device(self.torch_device), torch.cuda.stream(self._streams[resource]):
             yield
 
+    def enter(self, resource: Resource) -> None:
+        """From here on this thread's work goes to the lane's stream; for threads that change lanes with every task."""
+        torch.cuda.set_stream(self._streams[resource])
+
     def mark(self) -> Mark:
         """An event on the current stream."""
-        event = torch.cuda.Event(enable_timing=True)
+        try:
+            event = self._spare.pop()
+        except IndexError:
+            event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
+
+    def recycle(self, marks: Iterable[Mark | None]) -> None:
+        """Marks that nobody waits for any more; making an event costs more than recording one."""
+        self._spare.extend(mark for mark in marks if isinstance(mark, torch.cuda.Event))
 
     def order_after(self, mark: Mark) -> None:
         """The current stream waits for the event."""
@@ -114,7 +108,7 @@ class CudaDevice:
     def seconds(self, since: Mark, mark: Mark) -> float:
         """Time between two events."""
         assert isinstance(since, torch.cuda.Event) and isinstance(mark, torch.cuda.Event)
-        return since.elapsed_time(mark) / 1e3
+        return float(since.elapsed_time(mark)) / 1e3
 
 
 def make_device(name: str) -> CpuDevice | CudaDevice:

@@ -21,7 +21,7 @@ from runtime.passes import PassResult, PassRunner
 from runtime.progress import EngineProgress, PassRecord
 from runtime.requests.request import Completion, Refusal, Request
 from runtime.scheduler import admit, refusal
-from runtime.sequences import SequenceTable, Slots, make_table
+from runtime.sequences import Slots, make_table
 
 _NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 Detokenise = Callable[[Sequence[int]], str]
@@ -53,8 +53,8 @@ class Engine:
         self.layout = layout_of(model, policy)
         self._kv_tokens = kv_tokens
         self.memory = load_memory(model, self.layout, self.device, gpu_memory, progress)
-        self._runner = PassRunner(self.device, self.memory, self.layout, keep_logits)
-        self._table = make_table(0, 1, 1)
+        self.runner = PassRunner(self.device, self.memory, self.layout, keep_logits)
+        self.table = make_table(0, 1, 1)
         self.progress = EngineProgress()
         self._logits: dict[int, list[torch.Tensor]] = {}
         self.last_pass: PassResult | None = None
@@ -62,7 +62,7 @@ class Engine:
     @property
     def last_timeline(self) -> Timeline | None:
         """Measured starts and ends of the latest pass's tasks."""
-        return self._runner.last_timeline
+        return self.runner.last_timeline
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion | Refusal]:
         """Answers requests as they finish, in any order; those that can never fit are refused and the rest go on.
@@ -71,7 +71,7 @@ class Engine:
             HrmError: memory or a device that fails.
         """
         asked = list(requests)
-        self._make_room(asked)
+        self.make_room(asked)
         pools, waiting = self.memory.kv.pools, deque[Request]()
         for request in asked:
             reason = refusal(request, self.policy, pools, self.config.max_position_embeddings)
@@ -79,25 +79,25 @@ class Engine:
                 waiting.append(request)
             else:
                 yield Refusal(request, reason)
-        while waiting or self._table.active.any():
+        while waiting or self.table.active.any():
             yield from self.step(waiting)
 
     def step(self, waiting: deque[Request]) -> list[Completion]:
         """Takes in what fits of `waiting`, runs one pass, and returns what it finished."""
-        admit(self._table, waiting, self.policy, self.memory.kv.pools)
-        self.last_pass = result = self._runner.run(self._table)
+        admit(self.table, waiting, self.policy, self.memory.kv.pools)
+        self.last_pass = result = self.runner.run(self.table)
         done = self._advance(result)
         decoding = sum(len(rows.slots) for rows in result.batch.rows)
         prompts = result.batch.slice.tokens - decoding
         self.progress.add(PassRecord(result.seconds, decoding, prompts, len(result.slots), len(done)))
-        self.progress.active, self.progress.waiting = int(self._table.active.sum()), len(waiting)
+        self.progress.active, self.progress.waiting = int(self.table.active.sum()), len(waiting)
         return done
 
     def close(self) -> None:
         """Ends the engine's threads."""
-        self._runner.close()
+        self.runner.close()
 
-    def _make_room(self, requests: list[Request]) -> None:
+    def make_room(self, requests: list[Request]) -> None:
         """KV cache and slots for the requests, kept where an earlier call's are large enough."""
         plan = kv_plan(self.memory, self.policy, requests, self._kv_tokens)
         kv = self.memory.kv
@@ -108,11 +108,11 @@ class Engine:
             self.memory.kv = make_kv_cache(self.config, plan, device, threads)
         longest = max((len(r.prompt) + r.sampling.max_tokens for r in requests), default=1)
         most = max((r.sampling.max_tokens for r in requests), default=1)
-        self._table = make_table(min(self.policy.batch_size, max(1, len(requests))), longest, most)
+        self.table = make_table(min(self.policy.batch_size, max(1, len(requests))), longest, most)
 
     def _advance(self, result: PassResult) -> list[Completion]:
         """Every sequence has one more token; those that end leave."""
-        table = self._table
+        table = self.table
         table.append(result.slots, result.tokens)
         if result.logits is not None:
             for slot, logits in zip(result.slots.tolist(), result.logits, strict=True):
@@ -121,7 +121,7 @@ class Engine:
 
     def _may_end(self, slots: Slots) -> list[int]:
         """Slots at their last token, at an end of sequence, or with strings that end them."""
-        table = self._table
+        table = self.table
         ended = table.made[slots] >= table.target[slots]
         ended |= np.isin(table.last[slots], self.config.eos_token_ids)
         stops = [bool(r is not None and r.sampling.stop) for r in (table.requests[s] for s in slots.tolist())]
@@ -129,7 +129,7 @@ class Engine:
         return found
 
     def _finish(self, slot: int) -> Completion | None:
-        table, request = self._table, self._table.requests[slot]
+        table, request = self.table, self.table.requests[slot]
         assert request is not None
         tokens = tuple(int(t) for t in table.generated[slot, : table.made[slot]])
         reason = finish_reason(request.sampling, tokens, self.config.eos_token_ids, self.detokenise)

@@ -18,9 +18,7 @@ def finish_reason(
     return "length" if len(tokens) >= sampling.max_tokens else None
 
 
-def text_of(
-    sampling: Sampling, tokens: Sequence[int], eos: tuple[int, ...], detokenise: Detokenise | None
-) -> str:
+def text_of(sampling: Sampling, tokens: Sequence[int], eos: tuple[int, ...], detokenise: Detokenise | None) -> str:
     """The text up to the first stop string, without a closing end-of-sequence token; "" without a tokenizer."""
     if detokenise is None:
         return ""

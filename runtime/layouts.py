@@ -72,4 +72,3 @@ def _check(policy: Policy) -> None:
             f"policy: tensor_parallel_size {policy.tensor_parallel_size}, but the runtime drives one GPU; search with a "
             "profile of device_count 1"
         )
-

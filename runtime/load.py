@@ -11,6 +11,7 @@ from hrm.spec.policy import Policy
 from runtime.checkpoint.source import WeightSource
 from runtime.checkpoint.synthetic import SyntheticCheckpoint
 from runtime.device import CpuDevice, CudaDevice
+from runtime.kernels.cpu_attention import attention_backend
 from runtime.layouts import PolicyLayout
 from runtime.memory.dense_weights import DenseWeights, lay_unit
 from runtime.memory.host_weights import ExpertStore, load_experts, random_experts
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from runtime.engine import Engine
 
 FAST_RANDOM_BYTES = 4 << 30  # larger synthetic models get repeated random numbers
-SPARE_CORES = 4  # one of so many is left to the threads that feed the GPU
+SPARE_CORES = 8  # one of so many is left to the threads that feed the GPU
 
 
 def load_memory(
@@ -53,6 +54,7 @@ def load_memory(
     kv = KvCache(KvPlan(0, 0, lock), [], [], [], {})
     final = final_norm.to(torch_device)
     threads = compute_threads()
+    attention_backend()  # compiled now, not in the first pass
     return ModelMemory(config, model.family, torch_device, experts, dense, embedding, final, pool, kv, threads)
 
 

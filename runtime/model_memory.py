@@ -40,6 +40,11 @@ class ModelMemory:
             self._stagings[key] = Staging(self.device)
         return self._stagings[key]
 
+    @property
+    def staging_bytes(self) -> int:
+        """CPU memory of the small buffers between CPU and GPU."""
+        return sum(staging.nbytes for staging in self._stagings.values())
+
     def reserve_kv_buffers(self, blocks: int) -> None:
         """Makes the device's buffers for cached K, V on their way as large as a pass needs; nothing may be under way."""
         if blocks and (not self.kv_buffers or len(self.kv_buffers[0]) < blocks):

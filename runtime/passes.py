@@ -39,12 +39,16 @@ class PassResult:
 
 @dataclass
 class PassRunner:
-    """Runs passes over one model's memory; remembers what each has prefetched for the next."""
+    """Runs passes over one model's memory; remembers what each has prefetched for the next.
+
+    keep_logits: of every chosen token. keep_runs: every `last_run` stays readable, not only the latest.
+    """
 
     device: CpuDevice | CudaDevice
     memory: ModelMemory
     layout: PolicyLayout
     keep_logits: bool = False
+    keep_runs: bool = False
     last_run: PassRun | None = None
     _pipeline: Pipeline = field(init=False)
     _carried: Carried = field(default_factory=Carried)
@@ -62,6 +66,8 @@ class PassRunner:
         with torch.inference_mode(), self.device.lane(Resource.GPU):
             state = self._state(batch, table)
             self._prime(state)
+        if self.last_run is not None and not self.keep_runs:
+            self.device.recycle([*self.last_run.starts, *self.last_run.ends])
         self.last_run = self._pipeline.run(self._wiring(batch), lambda i, task: FUNCTIONS[task.kind](state, i, task))
         self._carry(state)
         slots, tokens, logits = self._collect(state)

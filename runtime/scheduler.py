@@ -51,9 +51,7 @@ def pool_demand(table: SequenceTable, on_gpu: bool) -> tuple[Demand, Slots]:
     return Demand(cached, total - cached), np.minimum(growth, total - cached)
 
 
-def admit(
-    table: SequenceTable, waiting: deque[Request], policy: Policy, pools: dict[str, BlockPool]
-) -> list[int]:
+def admit(table: SequenceTable, waiting: deque[Request], policy: Policy, pools: dict[str, BlockPool]) -> list[int]:
     """Moves requests from `waiting` into free slots; the slots taken.
 
     Without mixed prefill a batch starts when the one before has ended. With it, per pass at most the share of the batch
@@ -99,9 +97,7 @@ def _home(table: SequenceTable, policy: Policy) -> bool:
 
 
 def _fits(table: SequenceTable, pools: dict[str, BlockPool]) -> bool:
-    return all(
-        peak_blocks(*pool_demand(table, name == "gpu")) <= pool.num_blocks for name, pool in pools.items()
-    )
+    return all(peak_blocks(*pool_demand(table, name == "gpu")) <= pool.num_blocks for name, pool in pools.items())
 
 
 def refusal(request: Request, policy: Policy, pools: dict[str, BlockPool], max_positions: int) -> str | None:

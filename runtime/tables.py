@@ -43,10 +43,13 @@ class DecodeTables:
 class PrefillTables:
     """Of a chunk of prompts. groups: whole prompts; parts: pieces of longer ones. For each pool, the rows whose K, V it
     takes and their block and offset: gpu on the device [3, tokens], host on the CPU, rows on the device too.
+    borders: rows at which pieces begin, and the chunk's tokens, [pieces + 1]; longest: of the pieces, tokens.
     """
 
     groups: tuple[PromptGroup, ...]
     parts: tuple[Piece, ...]
+    borders: Tensor
+    longest: int
     gpu: Tensor
     host: Tensor
     host_rows: Tensor
@@ -116,6 +119,7 @@ class _Draft:
         whole = sorted((p for p in self.rows.pieces if p.start == 0 and p.last), key=lambda p: p.stop)
         self.parts = tuple(p for p in self.rows.pieces if p.start > 0 or not p.last)
         self.groups = [[self.upload.add(a) for a in _group(group)] for group in _similar(whole)]
+        self.borders = self.upload.add(np.array([p.row for p in self.rows.pieces] + [len(self.rows.tokens)], np.int64))
         homes = [_piece_homes(self.table, piece) for piece in self.rows.pieces]
         on_gpu = [bool(self.table.on_gpu[piece.slot]) for piece in self.rows.pieces]
         empty = [np.zeros((3, 0), np.int64)]
@@ -131,7 +135,8 @@ class _Draft:
         if self.rows.is_prefill:
             groups = tuple(PromptGroup(*(view_of(sent, place) for place in group)) for group in self.groups)
             gpu, rows = view_of(sent, self.gpu_homes), view_of(sent, self.host_rows)
-            prefill = PrefillTables(groups, self.parts, gpu, torch.from_numpy(self.host), rows)
+            borders, longest = view_of(sent, self.borders), max(p.stop - p.start for p in self.rows.pieces)
+            prefill = PrefillTables(groups, self.parts, borders, longest, gpu, torch.from_numpy(self.host), rows)
             return RowTables(*shared, None, prefill)
         longest = int(self.table.cached[self.on_cpu].max(initial=0))
         decode = DecodeTables(

@@ -70,7 +70,9 @@ POLICIES: dict[str, Policy] = {
     "module_batched, hybrid": make_policy("module_batched", 4, 2, **BATCH, **HYBRID, weights_on_gpu=0.25),
     "module_batched, split": make_policy("module_batched", 4, 2, **BATCH, **SPLIT),
     "module_batched, small ring": make_policy("module_batched", 3, 3, **BATCH, page_pool_bytes=8e4),
-    "auto, mixed, small ring": make_policy("auto", 3, 3, mixed_prefill=True, attention_place="hybrid", page_pool_bytes=8e4),
+    "auto, mixed, small ring": make_policy(
+        "auto", 3, 3, mixed_prefill=True, attention_place="hybrid", page_pool_bytes=8e4
+    ),
     "auto, mixed, batch, small ring": make_policy(
         "auto", 3, 3, **BATCH, **KERNEL, mixed_prefill=True, attention_place="hybrid", page_pool_bytes=8e4
     ),

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from runtime.checkpoint.checkpoint import Checkpoint
 from runtime.engine import Engine
+from runtime.kernels.gpu_attention import causal_attention, ragged_causal_attention
 from runtime.requests.request import Completion, Request, Sampling
 
 LOGIT_TOLERANCE = 1e-4
@@ -83,3 +84,38 @@ def test_logits_and_tokens_equal_transformers(checkpoints: dict[str, Path], fami
 @pytest.mark.parametrize("family", ["mixtral", "qwen2_moe"])
 def test_the_same_on_a_gpu(checkpoints: dict[str, Path], family: str, policy_name: str) -> None:
     check(checkpoints[family], policy_name, count=14, device="cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_ragged_attention_equals_padded() -> None:
+    """Two ways through the same prompts, in bf16."""
+    generator = torch.Generator("cuda").manual_seed(0)
+    lengths = [3, 17, 1, 40, 64]
+    qkv = torch.randn(sum(lengths), 8, 32, device="cuda", generator=generator).bfloat16()
+    borders = torch.tensor([0, 3, 20, 21, 61, 125], device="cuda", dtype=torch.int32)
+    q, k, v = qkv[:, :4], qkv[:, 4:6], qkv[:, 6:]
+    ragged = ragged_causal_attention(q, k, v, borders, 64, 32**-0.5).flatten(1)
+    for start, stop in zip(borders[:-1].tolist(), borders[1:].tolist(), strict=True):
+        alone = causal_attention(*(x[start:stop].float() for x in (q, k, v)), 32**-0.5)
+        torch.testing.assert_close(ragged[start:stop].float(), alone, atol=0.03, rtol=0.03)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(
+    "policy_name", ["cgopipe, kernel", "auto, mixed, batch", "flexgen, part resident", "module_batched, split"]
+)
+def test_bf16_on_a_gpu_stays_near(checkpoints: dict[str, Path], policy_name: str) -> None:
+    """Half precision takes other kernels: the first token's logits are those of fp32 up to rounding."""
+    requests = [Request(str(i), p, Sampling(1)) for i, p in enumerate(prompts_of(14))]
+    source = Checkpoint.open(checkpoints["mixtral"], torch.bfloat16)
+    engine = Engine(source, POLICIES[policy_name], device="cuda", keep_logits=True)
+    results = list(engine.generate(requests))
+    engine.close()
+    errors = []
+    for result in results:
+        assert isinstance(result, Completion) and isinstance(result.logits, torch.Tensor)
+        wanted = reference(checkpoints["mixtral"], result.request.prompt)[1][0]
+        errors.append(float((result.logits[0] - wanted).norm() / wanted.norm()))
+    assert np.median(errors) < 0.03

@@ -5,6 +5,7 @@ import sys
 import typer
 
 from hrm.cli import compare, models, profiles, published, roofline, search, simulate, sweep
+from hrm.cli.plugins import add_commands
 from hrm.errors import HrmError, InfeasibleError
 
 EXIT_BAD_INPUT = 1
@@ -25,6 +26,7 @@ app.command("published")(published.published)
 app.command("sweep")(sweep.sweep)
 app.add_typer(profiles.app, name="profiles")
 app.add_typer(models.app, name="models")
+add_commands(app)
 
 
 def run() -> None:

@@ -1,17 +1,18 @@
 """What every task of a graph costs on one machine."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hrm.predict.layer_rates import Cost, LayerRates
 from hrm.predict.rates import Rates
 from hrm.roofline.linear import linear_operator
 from hrm.schedule.graph import TaskGraph
 from hrm.schedule.slice import MicroBatch
-from hrm.schedule.task import Kind, Task
+from hrm.schedule.task import Kind, Resource, Task
 
 COPY_TRAFFIC = 3  # bytes of DRAM traffic per byte copied with ordinary stores, which allocate the line they write
 DEPEND_ON_CONTEXT = (Kind.CPU_ATTENTION, Kind.GPU_ATTENTION, Kind.KV_FETCH, Kind.KV_STAGE, Kind.LM_HEAD)
+PAGE_OVERHEAD = 1 / 4  # of a task's: two grouped matmuls, activation and add, against some 20 launches of a whole task
 COPY_LINKS = {"HTOD": "htod", "ZERO_COPY": "htod", "DTOH": "dtoh"}
 
 
@@ -19,8 +20,9 @@ COPY_LINKS = {"HTOD": "htod", "ZERO_COPY": "htod", "DTOH": "dtoh"}
 class TaskCosts:
     """Costs of tasks of one (model, machine), computed once per kind of layer and amount of work.
 
-    Norms, rotary embedding, softmax, sampling and kernel launches are left out, as in the closed form; each copy costs
-    the link's latency beside its bytes.
+    Norms, rotary embedding, softmax and sampling are left out, as in the closed form; each copy costs the link's latency
+    beside its bytes. Where the profile states the overhead of a task, no task of the GPU's queue takes less (it is
+    issued while the one before runs), and every task of the CPU's takes that much more (its threads wake first).
     """
 
     rates: Rates
@@ -38,10 +40,21 @@ class TaskCosts:
         layer, work = self._layers[task.layer], task.work
         first = task.layer == 0 and task.kind == Kind.PRE_ATTENTION
         details = mb if task.kind in DEPEND_ON_CONTEXT else None
-        key = (task.kind, task.resource, id(layer), first, work.sequences, work.prompt_tokens, work.share, details)
+        size = (work.sequences, work.prompt_tokens, work.share, _num_pages(task))
+        key = (task.kind, task.resource, id(layer), first, size, details)
         if key not in self._cache:
-            self._cache[key] = _COSTS[task.kind](self, layer, task, mb)
+            self._cache[key] = self._with_overhead(task, _COSTS[task.kind](self, layer, task, mb))
         return self._cache[key]
+
+    def _with_overhead(self, task: Task, cost: Cost) -> Cost:
+        machine = self.rates.machine
+        if task.resource == Resource.GPU:
+            least = machine.task_overhead("gpu") * (1 + PAGE_OVERHEAD * max(0, _num_pages(task) - 1))
+            return replace(cost, seconds=max(cost.seconds, least))
+        if task.resource == Resource.CPU:
+            overhead = machine.task_overhead("cpu")
+            return replace(cost, seconds=cost.seconds + overhead, overhead=overhead)
+        return cost
 
     def copy(self, task: Task, moved: float) -> Cost:
         """A transfer over a host link."""
@@ -49,6 +62,11 @@ class TaskCosts:
         machine = self.rates.machine
         seconds = moved / machine.link_bytes_per_s(link) + machine.link_latency(link)
         return Cost(seconds, 0.0, moved, moved)
+
+
+def _num_pages(task: Task) -> int:
+    first, end = task.work.pages
+    return end - first
 
 
 _NONE = MicroBatch()

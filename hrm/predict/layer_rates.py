@@ -18,13 +18,14 @@ POST_ATTENTION = ("attention_output", "router", "shared_experts", "dense_ffn")
 class Cost:
     """Seconds a task takes alone, its flops, and the bytes it moves: over its link, or in the memory it computes from.
 
-    `dram_bytes` are those of them that pass through CPU memory.
+    `dram_bytes` are those of them that pass through CPU memory. `overhead` is the part of `seconds` in which none do.
     """
 
     seconds: float
     flops: float = 0.0
     bytes: float = 0.0
     dram_bytes: float = 0.0
+    overhead: float = 0.0
 
 
 @dataclass(frozen=True)

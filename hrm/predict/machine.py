@@ -63,6 +63,11 @@ class Machine:
         compute = self.compute_seconds(level, op.op_class, op.flops, rows)
         return np.maximum(compute, self.memory_seconds(level, op.op_class, op.bytes))
 
+    def task_overhead(self, level: str) -> float:
+        """Least seconds of a task at `level`; 0 where none was measured, so that the prediction is the roof itself."""
+        stated = self.profile.level(level).task_overhead
+        return stated.value if stated else 0.0
+
     def link_bytes_per_s(self, link: str) -> float:
         """Achieved one-way bandwidth of a link; host links add up over the devices."""
         per_device = self.profile.achieved_link_bandwidth(link)

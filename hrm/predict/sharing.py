@@ -26,11 +26,15 @@ class Sharing:
     shared_wire: bool = True
 
     def demand(self, resource: Resource, cost: Cost) -> Demand:
-        """What a task takes of each shared part when it runs alone."""
+        """What a task takes of each shared part when it runs alone.
+
+        Of DRAM, what it takes while it moves bytes: its overhead is not told apart from that time, and is slowed too.
+        """
         on_link = resource == Resource.LINK and self.link_on_pcie
         inbound = float(self.shared_wire and (resource in INBOUND or on_link))
         outbound = float(resource == Resource.DTOH or on_link)
-        dram = cost.dram_bytes / (cost.seconds * self.dram_bytes_per_s) if cost.dram_bytes else 0.0
+        moving = cost.seconds - cost.overhead
+        dram = cost.dram_bytes / (moving * self.dram_bytes_per_s) if cost.dram_bytes else 0.0
         return inbound, outbound, dram
 
     def rates(self, running: list[tuple[Resource, Demand]]) -> list[float]:

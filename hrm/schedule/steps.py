@@ -18,7 +18,7 @@ class Steps:
         self._attended: dict[tuple[int, int], int] = {}
         self._kv: dict[tuple[int, int], int] = {}
         self._stored: dict[tuple[int, int], int] = {}
-        self._released: tuple[int, ...] = ()
+        self._through: tuple[tuple[int, ...], ...] = ((), ())
         self._spilled: dict[int, int] = {}
         self._kv_fetches = 0
         self._kv_read: list[int] = []
@@ -51,10 +51,11 @@ class Steps:
     def _hidden(self, layer: int, j: int, mb: MicroBatch) -> tuple[int, ...]:
         """What makes the hidden state of a micro-batch present; between layers, prefill leaves it on the host.
 
-        Prompts are many: their hidden states come only as earlier ones are through, or they would fill the GPU.
+        Prompts are many: their hidden states come only once the last but one before is through, or they would fill the
+        GPU.
         """
         build, work = self.build, Work(mb.sequences, mb.prompt_tokens)
-        room = self._released if mb.is_prefill else ()
+        room = self._through[0] if mb.is_prefill else ()
         if layer == 0:
             return (build.add(Kind.EMBEDDING_LOAD, 0, j, build.small_copies, work, room),)
         done = build.outputs[layer - 1, j]
@@ -62,6 +63,10 @@ class Steps:
             return done
         stored = self._spilled.pop(j) if j in self._spilled else self._spill(layer - 1, j)
         return (build.add(Kind.HIDDEN_LOAD, layer, j, build.small_copies, work, (stored, *room)),)
+
+    def _passed(self, done: tuple[int, ...]) -> None:
+        """Another micro-batch has left its layer's attention, or with it the layer."""
+        self._through = (self._through[1], done)
 
     def _spill(self, layer: int, j: int) -> int:
         """Hidden states of a micro-batch to the host."""
@@ -114,7 +119,7 @@ class Steps:
         work = Work(mb.sequences, mb.prompt_tokens)
         done = build.add(Kind.POST_ATTENTION, layer, j, Resource.GPU, work, after)
         build.reads_dense(layer, done)
-        self._released = (done,)
+        self._passed((done,))
         return self.all_reduce(layer, j, (done,))[0] if build.policy.tensor_parallel_size > 1 else done
 
     def all_reduce(self, layer: int, j: int, after: tuple[int, ...]) -> tuple[int, ...]:
@@ -134,7 +139,8 @@ class Steps:
             done = self._gpu_experts(layer, j, routed, share) if share > 0 else ()
             if share < 1:
                 done = (*done, self.cpu_experts(layer, (j,), (routed,), 1 - share))
-        build.outputs[layer, j] = self._released = self.all_reduce(layer, j, done)
+        build.outputs[layer, j] = self.all_reduce(layer, j, done)
+        self._through = (self._through[0], build.outputs[layer, j])
         mb = build.slice.micro_batches[j]
         if mb.is_prefill and build.spills_hidden_states and layer + 1 < build.num_layers:
             self._spilled[j] = self._spill(layer, j)  # at once: its memory is the next one's

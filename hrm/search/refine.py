@@ -17,7 +17,8 @@ from hrm.spec.policy import Policy
 MOST_KINDS = 16  # placements whose best policies are considered
 PROMISE_SLACK = 1.05  # a pass of one micro-batch has fewer copies, each with a latency, than the closed form counts
 FINEST = 128  # micro-batches beyond which a pipeline's fill is a small part of it anyway
-FINER = (1, 2, 4)  # times as many micro-batches: smaller ones fill the pipeline sooner, and cost more weight reads
+FINER = (2, 4)  # times as many micro-batches: smaller ones fill the pipeline sooner, and cost more weight reads
+COARSER = (2, 4)  # times fewer: each task has its overhead, however small
 Simulated = tuple[Candidate, SimulatedThroughput]
 
 
@@ -38,8 +39,8 @@ class Refined:
 def refine(result: SearchResult, progress: Callable[[int, int], None] | None = None) -> tuple[Refined, ...]:
     """Simulates every candidate of a search, each with 1, 2 and 4 times its micro-batches; best simulated first.
 
-    The closed form ranks by roofs alone; of two policies equally good there, one may leave bubbles that the other
-    does not.
+    Where the profile states what a task on the GPU costs however small, also with 1/2 and 1/4 of them. The closed form
+    ranks by roofs alone; of two policies equally good there, one may leave bubbles that the other does not.
     """
     simulated = []
     for i, candidate in enumerate(result.candidates):
@@ -78,7 +79,7 @@ def best_by_simulation(rates: Rates, schedule: str, mixed_prefill: bool | None =
 
 def _best_variant(rates: Rates, candidate: Candidate) -> Simulated:
     simulator = Simulator(rates.for_chunk(candidate.policy.prefill_chunk_tokens))
-    variants = [(v, simulate_throughput(simulator, v.policy)) for v in _finer(rates, candidate)]
+    variants = [(v, simulate_throughput(simulator, v.policy)) for v in _variants(rates, candidate)]
     return max(variants, key=_throughput)
 
 
@@ -105,20 +106,37 @@ def typical_slice(rates: Rates, policy: Policy) -> PassSlice:
     return decode_slice(policy, rates.workload.mean_context_len)
 
 
-def _finer(rates: Rates, candidate: Candidate) -> Iterator[Candidate]:
-    """The policy itself and those with smaller micro-batches that fit too."""
-    policy = candidate.policy
+def _variants(rates: Rates, candidate: Candidate) -> Iterator[Candidate]:
+    """The policy itself, and those with other micro-batches that fit too."""
     yield candidate
-    for factor in FINER[1:]:
-        n = policy.num_micro_batches * factor
-        mu = policy.batch_size // n
-        if mu < 1 or policy.num_micro_batches == 1 or n > FINEST:
-            return
-        changes = {"batch_size": mu * n, "micro_batch_size": mu, "ffn_batch_size": mu}
-        if policy.ffn_batching == "batch":
-            changes["ffn_batch_size"] = mu * n
-        smaller = Policy.model_validate(policy.model_dump() | changes)
+    for n in (*_finer(candidate.policy), *_coarser(rates, candidate.policy)):
+        changed = _with_micro_batches(candidate.policy, n)
         try:
-            yield Candidate(smaller, predict(rates, smaller))
+            yield Candidate(changed, predict(rates, changed))
         except PolicyError:
             continue
+
+
+def _finer(policy: Policy) -> Iterator[int]:
+    """Larger numbers of micro-batches."""
+    for factor in FINER:
+        n = policy.num_micro_batches * factor
+        if n > policy.batch_size or policy.num_micro_batches == 1 or n > FINEST:
+            return
+        yield n
+
+
+def _coarser(rates: Rates, policy: Policy) -> Iterator[int]:
+    """Smaller numbers of micro-batches; none where the overhead of a task is not stated, since roofs favour none."""
+    if rates.machine.task_overhead("gpu"):
+        for factor in COARSER:
+            n = policy.num_micro_batches // factor
+            if n >= placement_of(policy).min_micro_batches:
+                yield n
+
+
+def _with_micro_batches(policy: Policy, n: int) -> Policy:
+    """The policy with `n` equal micro-batches; of the batch, what does not fill them is left out."""
+    mu = policy.batch_size // n
+    ffn = mu * n if policy.ffn_batching == "batch" else mu
+    return policy.model_copy(update={"batch_size": mu * n, "micro_batch_size": mu, "ffn_batch_size": ffn})

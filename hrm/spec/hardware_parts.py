@@ -59,13 +59,15 @@ class Level(_Part):
     """A memory level with the processor that computes there; capacities in bytes, bandwidth in bytes/s.
 
     `memory_usable` is what a program can allocate of `memory_capacity`: after ECC, the driver and its context
-    on a GPU, after the operating system on a CPU.
+    on a GPU, after the operating system on a CPU. `task_overhead` is the least time in seconds that a task takes on
+    this processor however small: launching its kernels, waking its threads; None where nobody measured it.
     """
 
     processor: Processor | None
     memory_capacity: Number
     memory_usable: Number
     memory_bandwidth: Number
+    task_overhead: Number | None = None
 
 
 class Disk(_Part):

@@ -29,13 +29,13 @@ def read_parts(reader: Reader, fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _level(reader: Reader, raw: object, field: str) -> Level:
-    fields = reader.mapping(raw, field, _LEVEL)
+    fields = reader.mapping(raw, field, _LEVEL, ("task_overhead",))
     processor = reader.mapping(fields["processor"], f"{field}.processor", ("name", "peak_flops"), ("cores",))
     peaks_field = f"{field}.processor.peak_flops"
     peaks = reader.free_mapping(processor["peak_flops"], peaks_field)
     if not peaks:
         raise ProfileError(f"{reader.where(peaks_field)}: states no peak; add at least one dtype")
-    cores = processor.get("cores")
+    cores, overhead = processor.get("cores"), fields.get("task_overhead")
     return Level(
         processor=Processor(
             name=reader.text(processor["name"], f"{field}.processor.name"),
@@ -45,6 +45,7 @@ def _level(reader: Reader, raw: object, field: str) -> Level:
         memory_capacity=reader.number(fields["memory_capacity"], f"{field}.memory_capacity", "bytes"),
         memory_usable=reader.number(fields["memory_usable"], f"{field}.memory_usable", "bytes"),
         memory_bandwidth=reader.number(fields["memory_bandwidth"], f"{field}.memory_bandwidth", "bytes_per_s"),
+        task_overhead=None if overhead is None else reader.number(overhead, f"{field}.task_overhead", "seconds"),
     )
 
 

@@ -43,15 +43,16 @@ class SortedTokens:
 def sort_tokens(x: Tensor, experts: Tensor, weights: Tensor, num_experts: int) -> SortedTokens:
     """x [T, H], experts [T, k], weights [T, k]. The host learns counts only where experts go one by one."""
     tokens, top_k = experts.shape
-    order = experts.reshape(-1).argsort(stable=True)  # [T k]
-    back = torch.empty_like(order)
-    back[order] = torch.arange(len(order), device=order.device)
-    counts = torch.zeros(num_experts, dtype=torch.int64, device=x.device)
-    counts.scatter_add_(0, experts.reshape(-1), torch.ones_like(order))
-    one_by_one = not x.is_cuda or x.dtype == torch.float32
-    known = counts.tolist() if one_by_one else None
-    ends = counts.cumsum(0).to(torch.int32)
-    return SortedTokens(x[order // top_k], ends, known, back, weights.float().view(tokens, 1, top_k))
+    chosen, order = experts.reshape(-1).sort(stable=True)  # [T k]
+    back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+    all_experts = torch.arange(num_experts, device=x.device)
+    ends = torch.searchsorted(chosen, all_experts, right=True, out_int32=True)
+    counts = torch.bincount(chosen, minlength=num_experts).tolist() if _one_by_one(x) else None
+    return SortedTokens(x[order // top_k], ends, counts, back, weights.float().view(tokens, 1, top_k))
+
+
+def _one_by_one(x: Tensor) -> bool:
+    return not x.is_cuda or x.dtype == torch.float32
 
 
 def add_slabs(total: Tensor | None, tokens: SortedTokens, slabs: list[SlabTensors]) -> Tensor | None:

@@ -13,7 +13,9 @@ from torch.nn.functional import scaled_dot_product_attention
 PADDED_ELEMENTS = 1 << 24  # of keys gathered at a time: bounds the memory of decode attention
 
 
-def decode_attention(qkv: Tensor, blocks: Tensor, table: Tensor, lengths: Tensor, num_heads: int, scale: float) -> Tensor:
+def decode_attention(
+    qkv: Tensor, blocks: Tensor, table: Tensor, lengths: Tensor, num_heads: int, scale: float
+) -> Tensor:
     """qkv [B, N + 2 K, D] of the current tokens; blocks [blocks, 2, K, block, D]; table [B, most] int64 rows of blocks;
     lengths [B] int64, the current token included -> [B, N D].
 
@@ -55,6 +57,21 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         q, k, v, attn_mask=mask, is_causal=mask is None and tokens > 1, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
     )
     return out[0].transpose(0, 1).reshape(tokens, -1)
+
+
+def attends_ragged(q: Tensor) -> bool:
+    """Whether `ragged_causal_attention` takes such tensors."""
+    return q.is_cuda and q.dtype in (torch.bfloat16, torch.float16)
+
+
+def ragged_causal_attention(q: Tensor, k: Tensor, v: Tensor, borders: Tensor, longest: int, scale: float) -> Tensor:
+    """Prompts one behind the other, each attending to itself. q [T, N, D], k and v [T, K, D], borders [B + 1] int32:
+    rows at which prompts begin, and T -> [T, N, D].
+    """
+    out: Tensor = torch.ops.aten._flash_attention_forward(
+        q, k, v, borders, borders, longest, longest, 0.0, True, False, scale=scale
+    )[0]
+    return out
 
 
 @dataclass(frozen=True)

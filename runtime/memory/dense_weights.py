@@ -14,6 +14,7 @@ from runtime.memory.host_buffer import HostBuffer
 from runtime.memory.paging import aligned
 from runtime.models.family import Shapes
 
+JOINT = {"qkv": ("q", "k", "v"), "qkv_bias": ("q_bias", "k_bias", "v_bias")}  # seen as one where they can be
 TensorReader = Callable[[str, tuple[int, ...]], Tensor]
 """(local name, shape) -> the tensor, on the CPU."""
 
@@ -37,12 +38,24 @@ def lay_unit(shapes: Shapes, itemsize: int) -> UnitLayout:
 
 
 def view_unit(layout: UnitLayout, memory: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Tensors over `memory`, uint8, without a copy."""
+    """Tensors over `memory`, uint8, without a copy; those of JOINT beside them where they lie side by side."""
     found = {}
     for name, shape in layout.shapes.items():
         start, count = layout.starts[name], torch.Size(shape).numel() * dtype.itemsize
         found[name] = memory[start : start + count].view(dtype).view(shape)
+    for joint, names in JOINT.items():
+        if all(name in found for name in names) and _side_by_side(layout, names, dtype):
+            start, rows = layout.starts[names[0]], sum(found[name].shape[0] for name in names)
+            tail = found[names[0]].shape[1:]
+            count = rows * tail.numel() * dtype.itemsize
+            found[joint] = memory[start : start + count].view(dtype).view(rows, *tail)
     return found
+
+
+def _side_by_side(layout: UnitLayout, names: tuple[str, ...], dtype: torch.dtype) -> bool:
+    """Whether no padding lies between the tensors."""
+    ends = [layout.starts[n] + torch.Size(layout.shapes[n]).numel() * dtype.itemsize for n in names]
+    return all(end == layout.starts[after] for end, after in zip(ends, names[1:], strict=False))
 
 
 def resident_units(sizes: list[int], share: float) -> list[bool]:
@@ -64,6 +77,7 @@ class DenseWeights:
         streamed = [u.nbytes for u, kept in zip(layouts, self.resident, strict=True) if not kept]
         self._host: dict[int, HostBuffer] = {}
         self._on_gpu: dict[int, Tensor] = {}
+        self._views: dict[tuple[int, int], dict[str, Tensor]] = {}
         size = max(streamed, default=0)
         self._buffers = [torch.empty(size, dtype=torch.uint8, device=device) for _ in range(2 if streamed else 0)]
         self.streamed_bytes = sum(streamed)
@@ -77,7 +91,9 @@ class DenseWeights:
         """Reads a unit to where it belongs. Raises whatever `read` raises."""
         layout = self.layouts[unit]
         buffer = HostBuffer(layout.nbytes)
-        for name, tensor in view_unit(layout, buffer.bytes, self.dtype).items():
+        views = view_unit(layout, buffer.bytes, self.dtype)
+        for name in layout.shapes:
+            tensor = views[name]
             tensor.copy_(read(name, tuple(tensor.shape)))
         if self.resident[unit]:
             self._on_gpu[unit] = buffer.bytes.to(self.device, copy=True)
@@ -95,9 +111,11 @@ class DenseWeights:
 
     def tensors(self, unit: int) -> dict[str, Tensor]:
         """A unit's tensors on the GPU; a streamed one has to be in its buffer."""
-        if self.resident[unit]:
-            return view_unit(self.layouts[unit], self._on_gpu[unit], self.dtype)
-        return view_unit(self.layouts[unit], self._buffer(unit), self.dtype)
+        key = (unit, -1 if self.resident[unit] else (self.base + unit) % 2)
+        if key not in self._views:
+            memory = self._on_gpu[unit] if self.resident[unit] else self._buffer(unit)
+            self._views[key] = view_unit(self.layouts[unit], memory, self.dtype)
+        return self._views[key]
 
     def next_pass(self) -> None:
         """Unit numbers start again, buffers go on."""

@@ -25,7 +25,9 @@ class HostBuffer:
         try:
             self._map = mmap.mmap(-1, size)
         except (OSError, ValueError) as error:
-            raise HrmError(f"CPU memory: cannot map {size:,} bytes ({error}); choose a smaller batch or model") from None
+            raise HrmError(
+                f"CPU memory: cannot map {size:,} bytes ({error}); choose a smaller batch or model"
+            ) from None
         if hasattr(mmap, "MADV_HUGEPAGE"):
             self._map.madvise(mmap.MADV_HUGEPAGE)
         self._whole = torch.frombuffer(self._map, dtype=torch.uint8)

@@ -19,6 +19,11 @@ class Staging:
         self._buffer: HostBuffer | None = None
         self._words: Tensor | None = None
 
+    @property
+    def nbytes(self) -> int:
+        """CPU memory it has."""
+        return 0 if self._buffer is None else self._buffer.nbytes
+
     def host(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A tensor over the beginning of the buffer; what an earlier call returned is overwritten through it."""
         need = torch.Size(shape).numel() * dtype.itemsize

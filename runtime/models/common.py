@@ -16,6 +16,8 @@ from runtime.models.family import Shapes, Weights
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x [..., H], weight [H] -> [..., H]; the mean square is taken in fp32."""
+    if x.is_cuda:  # one kernel; rounds once where transformers rounds twice
+        return torch.nn.functional.rms_norm(x, (x.shape[-1],), weight, eps)
     wide = x.float()
     wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
     return weight * wide.to(x.dtype)
@@ -36,27 +38,26 @@ def rotary(config: ModelConfig, positions: Tensor, device: torch.device, dtype: 
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
-def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """heads [T, N + K, D]; cos, sin [T, D]."""
-    first, second = heads.chunk(2, dim=-1)  # [T, N + K, D / 2] each
-    turned = torch.cat((-second, first), dim=-1)
-    return heads * cos[:, None] + turned * sin[:, None]
+def project_qkv(weights: Weights, x: Tensor) -> Tensor:
+    """x [T, H] -> [T, (N + 2 K) D]: queries, keys, values; one matmul where the three weights lie side by side."""
+    if "qkv" in weights and ("q_bias" not in weights or "qkv_bias" in weights):
+        return linear(x, weights["qkv"], weights.get("qkv_bias"))
+    return torch.cat([linear(x, weights[name], weights.get(f"{name}_bias")) for name in ("q", "k", "v")], dim=-1)
 
 
-def project_qkv(weights: Weights, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """x [T, H] -> queries [T, N D], keys and values [T, K D]."""
-    q = linear(x, weights["q"], weights.get("q_bias"))
-    k = linear(x, weights["k"], weights.get("k_bias"))
-    v = linear(x, weights["v"], weights.get("v_bias"))
+def split_qkv(config: ModelConfig, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """qkv [T, (N + 2 K) D] -> views of queries [T, N D], keys and values [T, K D]."""
+    q, k, v = qkv.split([config.q_width, config.kv_width, config.kv_width], dim=-1)  # type: ignore[no-untyped-call]
     return q, k, v
 
 
-def join_heads(config: ModelConfig, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """q [T, N D], k and v [T, K D]; cos, sin [T, D] -> [T, N + 2 K, D]: queries and keys rotated, then values."""
-    rotated = config.num_attention_heads + config.num_key_value_heads  # N + K
-    shape = (q.shape[0], rotated + config.num_key_value_heads, config.head_dim)
-    heads = torch.cat((q, k, v), dim=-1).view(shape)  # [T, N + 2 K, D]
-    heads[:, :rotated] = _rotate(heads[:, :rotated], cos, sin)
+def rotate_heads(config: ModelConfig, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """qkv [T, (N + 2 K) D]; cos, sin [T, D] -> [T, N + 2 K, D], the same memory: queries and keys rotated in place."""
+    heads = qkv.unflatten(-1, (-1, config.head_dim))  # [T, N + 2 K, D]
+    rotated = heads[:, : config.num_attention_heads + config.num_key_value_heads]
+    first, second = rotated.chunk(2, dim=-1)  # [T, N + K, D / 2] each
+    turned = torch.cat((-second, first), dim=-1)
+    rotated.mul_(cos[:, None]).addcmul_(turned, sin[:, None])
     return heads
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from runtime.models.common import add_attention, join_heads, project_qkv, rms_norm, route
+from runtime.models.common import add_attention, project_qkv, rms_norm, rotate_heads, route, split_qkv
 from runtime.models.config import ModelConfig
 from runtime.models.config_reader import decoder_config, positive
 from runtime.models.family import Family, Routed, Shapes, Weights
@@ -31,12 +31,13 @@ def layer_names(config: ModelConfig, layer: int) -> dict[str, str]:
 def pre_attention(config: ModelConfig, weights: Weights, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """hidden [T, H]; cos, sin [T, D] -> [T, N + 2 K, D]."""
     x = rms_norm(hidden, weights["attention_norm"], config.rms_norm_eps)  # [T, H]
-    q, k, v = project_qkv(weights, x)  # [T, N D], [T, K D], [T, K D]
-    q = rms_norm(q, weights["q_norm"], config.rms_norm_eps)
-    k = rms_norm(k, weights["k_norm"], config.rms_norm_eps)
+    qkv = project_qkv(weights, x)  # [T, (N + 2 K) D]
+    q, k, _ = split_qkv(config, qkv)
+    q.copy_(rms_norm(q, weights["q_norm"], config.rms_norm_eps))
+    k.copy_(rms_norm(k, weights["k_norm"], config.rms_norm_eps))
     if config.clip_qkv is not None:
-        q, k, v = (part.clamp(-config.clip_qkv, config.clip_qkv) for part in (q, k, v))
-    return join_heads(config, q, k, v, cos, sin)
+        qkv.clamp_(-config.clip_qkv, config.clip_qkv)
+    return rotate_heads(config, qkv, cos, sin)
 
 
 def post_attention(config: ModelConfig, weights: Weights, hidden: Tensor, attention: Tensor) -> Routed:

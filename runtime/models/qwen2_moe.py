@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor
 from torch.nn.functional import linear, sigmoid
 
-from runtime.models.common import add_attention, join_heads, project_qkv, rms_norm, route, swiglu
+from runtime.models.common import add_attention, project_qkv, rms_norm, rotate_heads, route, swiglu
 from runtime.models.config import ModelConfig
 from runtime.models.config_reader import decoder_config
 from runtime.models.family import Family, Routed, Shapes, Weights
@@ -34,7 +34,7 @@ def layer_names(config: ModelConfig, layer: int) -> dict[str, str]:
 def pre_attention(config: ModelConfig, weights: Weights, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """hidden [T, H]; cos, sin [T, D] -> [T, N + 2 K, D]."""
     x = rms_norm(hidden, weights["attention_norm"], config.rms_norm_eps)  # [T, H]
-    return join_heads(config, *project_qkv(weights, x), cos, sin)
+    return rotate_heads(config, project_qkv(weights, x), cos, sin)
 
 
 def post_attention(config: ModelConfig, weights: Weights, hidden: Tensor, attention: Tensor) -> Routed:

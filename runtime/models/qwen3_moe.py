@@ -4,7 +4,15 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from runtime.models.common import add_attention, join_heads, project_qkv, rms_norm, route, swiglu
+from runtime.models.common import (
+    add_attention,
+    project_qkv,
+    rms_norm,
+    rotate_heads,
+    route,
+    split_qkv,
+    swiglu,
+)
 from runtime.models.config import ModelConfig
 from runtime.models.config_reader import decoder_config
 from runtime.models.family import Family, Routed, Shapes, Weights
@@ -31,16 +39,17 @@ def layer_names(config: ModelConfig, layer: int) -> dict[str, str]:
 def pre_attention(config: ModelConfig, weights: Weights, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """hidden [T, H]; cos, sin [T, D] -> [T, N + 2 K, D]."""
     x = rms_norm(hidden, weights["attention_norm"], config.rms_norm_eps)  # [T, H]
-    q, k, v = project_qkv(weights, x)  # [T, N D], [T, K D], [T, K D]
-    q = _norm_heads(config, q, weights["q_norm"])
-    k = _norm_heads(config, k, weights["k_norm"])
-    return join_heads(config, q, k, v, cos, sin)
+    qkv = project_qkv(weights, x)  # [T, (N + 2 K) D]
+    q, k, _ = split_qkv(config, qkv)
+    _norm_heads(config, q, weights["q_norm"])
+    _norm_heads(config, k, weights["k_norm"])
+    return rotate_heads(config, qkv, cos, sin)
 
 
-def _norm_heads(config: ModelConfig, x: Tensor, weight: Tensor) -> Tensor:
-    """x [T, N D], weight [D]."""
-    heads = x.view(x.shape[0], x.shape[1] // config.head_dim, config.head_dim)  # [T, N, D]
-    return rms_norm(heads, weight, config.rms_norm_eps).flatten(1)
+def _norm_heads(config: ModelConfig, x: Tensor, weight: Tensor) -> None:
+    """x [T, N D], normed head by head in place; weight [D]."""
+    heads = x.unflatten(-1, (-1, config.head_dim))  # [T, N, D]
+    heads.copy_(rms_norm(heads, weight, config.rms_norm_eps))
 
 
 def post_attention(config: ModelConfig, weights: Weights, hidden: Tensor, attention: Tensor) -> Routed:

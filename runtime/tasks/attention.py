@@ -9,7 +9,13 @@ from torch import Tensor
 from hrm.schedule.steps import KV_BUFFERS
 from hrm.schedule.task import Resource, Task
 from runtime.kernels.cpu_attention import decode_attention as cpu_decode_attention
-from runtime.kernels.gpu_attention import causal_attention, decode_attention, grouped_causal_attention
+from runtime.kernels.gpu_attention import (
+    attends_ragged,
+    causal_attention,
+    decode_attention,
+    grouped_causal_attention,
+    ragged_causal_attention,
+)
 from runtime.memory.device_view import words_of
 from runtime.models.common import rotary
 from runtime.tables import PrefillTables
@@ -97,10 +103,21 @@ def _attend_prompts(state: PassState, j: int, layer: int) -> None:
     if tables.gpu.shape[1]:
         row, block, offset = tables.gpu
         state.memory.kv.gpu[layer][block, :, :, offset] = _kv(state, qkv[row])
-    q, k, v = qkv.split([config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads], dim=1)
+    heads = config.num_attention_heads, config.num_key_value_heads
+    q, k, v = qkv[:, : heads[0]], qkv[:, heads[0] : -heads[1]], qkv[:, -heads[1] :]
     scale = config.head_dim**-0.5
-    for group in tables.groups:
-        grouped_causal_attention(q, k, v, group, scale, out)
+    if attends_ragged(q):
+        borders = tables.borders.to(torch.int32)
+        out.copy_(ragged_causal_attention(q, k, v, borders, tables.longest, scale).flatten(1))
+    else:
+        for group in tables.groups:
+            grouped_causal_attention(q, k, v, group, scale, out)
+    _attend_parts(state, tables, (q, k, v), out)
+
+
+def _attend_parts(state: PassState, tables: PrefillTables, heads: tuple[Tensor, Tensor, Tensor], out: Tensor) -> None:
+    """Pieces of prompts that other chunks hold the rest of: with the K, V of what came before, kept for what comes."""
+    q, k, v = heads
     for part in tables.parts:
         rows = slice(part.row, part.row + part.stop - part.start)
         keys, values = k[rows], v[rows]
@@ -109,7 +126,7 @@ def _attend_prompts(state: PassState, j: int, layer: int) -> None:
             keys, values = torch.cat((before[0], keys)), torch.cat((before[1], values))
         if not part.last:
             state.earlier[part.slot] = (keys, values)
-        out[rows] = causal_attention(q[rows], keys, values, scale)
+        out[rows] = causal_attention(q[rows], keys, values, state.memory.config.head_dim**-0.5)
 
 
 def kv_store(state: PassState, index: int, task: Task) -> None:

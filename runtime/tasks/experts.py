@@ -63,7 +63,9 @@ def cpu_expert_ffn(state: PassState, index: int, task: Task) -> None:
     counts = [len(state.batch.rows[j].tokens) for j in members]
     x = _received(state, "cpu_x", members, [(n, config.hidden_size) for n in counts], config.dtype)
     experts = _received(state, "cpu_e", members, [(n, config.top_k) for n in counts], torch.int64)
-    weights = _received(state, "cpu_w", members, [(n, config.top_k) for n in counts], state.sent_to_cpu[task.layer, members[0]])
+    weights = _received(
+        state, "cpu_w", members, [(n, config.top_k) for n in counts], state.sent_to_cpu[task.layer, members[0]]
+    )
     tokens = sort_tokens(x, experts, weights, config.num_experts)
     out = memory.staging("cpu_out", task.micro_batch).host(tuple(x.shape), config.dtype)
     total = add_slabs(None, tokens, list(memory.experts.cpu_slabs(task.layer)))

@@ -43,7 +43,7 @@ class Bench:
         self._memory, self._layout = memory, layout
         plan = kv_plan(memory, policy, requests, None)
         memory.kv = make_kv_cache(self.model.config, plan, self.device.torch_device, memory.cpu_threads)
-        return Session(policy, memory, PassRunner(self.device, memory, layout), requests)
+        return Session(policy, memory, PassRunner(self.device, memory, layout, keep_runs=True), requests)
 
     def forget(self) -> None:
         """Gives all memory back."""

@@ -87,10 +87,9 @@ def _median(passes: list[tuple[PassResult, PassRun]]) -> tuple[PassResult, PassR
 
 
 def _memory(memory: ModelMemory, on_gpu: bool) -> MeasuredMemory:
-    buffers = sum(staging._buffer.nbytes for staging in memory._stagings.values() if staging._buffer is not None)
     return MeasuredMemory(
         memory.gpu_parts,
-        {**memory.cpu_parts, "buffers": buffers},
+        {**memory.cpu_parts, "buffers": memory.staging_bytes},
         torch.cuda.max_memory_allocated() if on_gpu else None,
         torch.cuda.max_memory_reserved() if on_gpu else None,
     )
