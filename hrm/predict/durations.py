@@ -20,9 +20,9 @@ COPY_LINKS = {"HTOD": "htod", "ZERO_COPY": "htod", "DTOH": "dtoh"}
 class TaskCosts:
     """Costs of tasks of one (model, machine), computed once per kind of layer and amount of work.
 
-    Norms, rotary embedding, softmax and sampling are left out, as in the closed form; each copy costs the link's latency
-    beside its bytes. Where the profile states the overhead of a task, no task of the GPU's queue takes less (it is
-    issued while the one before runs), and every task of the CPU's takes that much more (its threads wake first).
+    Norms, rotary embedding, softmax and sampling are left out, as in the closed form; each copy costs the link's
+    latency beside its bytes. Where the profile states the overhead of a task, no task of the GPU's queue takes less (it
+    is issued while the one before runs), and every task of the CPU's takes that much more (its threads wake first).
     """
 
     rates: Rates

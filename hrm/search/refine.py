@@ -127,7 +127,7 @@ def _finer(policy: Policy) -> Iterator[int]:
 
 
 def _coarser(rates: Rates, policy: Policy) -> Iterator[int]:
-    """Smaller numbers of micro-batches; none where the overhead of a task is not stated, since roofs favour none."""
+    """Smaller numbers of micro-batches; only where tasks have a stated overhead that these save."""
     if rates.machine.task_overhead("gpu"):
         for factor in COARSER:
             n = policy.num_micro_batches // factor
@@ -139,4 +139,6 @@ def _with_micro_batches(policy: Policy, n: int) -> Policy:
     """The policy with `n` equal micro-batches; of the batch, what does not fill them is left out."""
     mu = policy.batch_size // n
     ffn = mu * n if policy.ffn_batching == "batch" else mu
-    return policy.model_copy(update={"batch_size": mu * n, "micro_batch_size": mu, "ffn_batch_size": ffn})
+    return Policy.model_validate(
+        policy.model_dump() | {"batch_size": mu * n, "micro_batch_size": mu, "ffn_batch_size": ffn}
+    )

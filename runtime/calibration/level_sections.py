@@ -3,9 +3,20 @@
 from typing import Any
 
 from hrm.spec.units import format_bytes
-from runtime.calibration.numbers import bytes_text, entry, flops_text, highest_entry, rate_text
-from runtime.calibration.results import Calibration, Timing
+from runtime.calibration.numbers import (
+    bytes_text,
+    entry,
+    flops_text,
+    highest_entry,
+    rate_text,
+    seconds_text,
+    spread_entry,
+)
+from runtime.calibration.results import Calibration, Spread, Timing
 from runtime.calibration.steps import fastest_copy, streaming
+
+GPU_OVERHEAD_WORDS = "tasks before and after attention on one token of a tiny model, one after the other"
+CPU_OVERHEAD_WORDS = "decode attention over one block of KV a sequence, no more than gives every thread a piece"
 
 
 def gpu_section(calibration: Calibration) -> dict[str, Any]:
@@ -25,6 +36,7 @@ def gpu_section(calibration: Calibration) -> dict[str, Any]:
         "memory_capacity": entry(bytes_text(machine.gpu_capacity), _gpu_capacity_note(calibration)),
         "memory_usable": entry(bytes_text(machine.gpu_usable), **_gpu_usable(calibration)),
         "memory_bandwidth": highest_entry(bandwidths, rate_text),
+        **_overhead(calibration.overhead.gpu if calibration.overhead else None, GPU_OVERHEAD_WORDS),
     }
 
 
@@ -58,7 +70,13 @@ def cpu_section(calibration: Calibration) -> dict[str, Any]:
         "memory_capacity": entry(bytes_text(machine.cpu_capacity), _cpu_capacity_note(calibration)),
         "memory_usable": usable,
         "memory_bandwidth": bandwidth,
+        **_overhead(calibration.overhead.cpu if calibration.overhead else None, CPU_OVERHEAD_WORDS),
     }
+
+
+def _overhead(measured: Spread | None, words: str) -> dict[str, Any]:
+    """The field `task_overhead`; nothing where it was not measured."""
+    return {} if measured is None else {"task_overhead": spread_entry(measured, seconds_text, words)}
 
 
 def _peaks(

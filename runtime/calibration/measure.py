@@ -15,6 +15,7 @@ from runtime.calibration.experts import expert_method, measure_experts
 from runtime.calibration.links import copy_buffers, measure_both_ways, measure_link
 from runtime.calibration.matmul import measure_linear
 from runtime.calibration.memory import measure_copy, measure_cpu_read
+from runtime.calibration.overhead import measure_overhead
 from runtime.calibration.plan import Plan
 from runtime.calibration.results import Calibration, ContentionResult, LinkResult, MachineFacts, Spread, Timing
 from runtime.calibration.timing import warm_up
@@ -24,7 +25,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 Progress = Callable[[int, int], None]
 T = TypeVar("T")
 _CPU = torch.device("cpu")
-_STEPS = 12
+_STEPS = 13
 _PEAK_ROWS = 3  # the largest of a series, where only the peak of a dtype is asked for
 
 
@@ -94,6 +95,7 @@ def measure(
         disk=step(lambda: None if disk is None else measure_disk(disk, plan)),
         expert_method=method,
         attention_method=attention_backend(),
+        overhead=step(lambda: measure_overhead(plan, kind, device)),
     )
 
 

@@ -71,6 +71,14 @@ class ContentionResult:
 
 
 @dataclass(frozen=True)
+class OverheadResult:
+    """Least seconds of a task on the GPU (without one, on the CPU in its place) and of a task on the CPU's queue."""
+
+    gpu: Spread
+    cpu: Spread
+
+
+@dataclass(frozen=True)
 class DiskResult:
     """Reads and writes of a file past the page cache; sizes and latencies in bytes and seconds."""
 
@@ -119,7 +127,7 @@ class Calibration:
 
     Matmuls are by dtype, then rows; experts by rows of one expert; decode attention by context (the runtime's over
     paged KV, and SDPA over contiguous KV); prefill attention by prompt length. Without a GPU the fields of the GPU hold
-    what the CPU did in its place.
+    what the CPU did in its place. `disk` and `overhead` are None where they were not measured.
     """
 
     machine: MachineFacts
@@ -144,3 +152,4 @@ class Calibration:
     disk: DiskResult | None
     expert_method: str
     attention_method: str
+    overhead: OverheadResult | None = None

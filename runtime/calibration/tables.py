@@ -24,7 +24,7 @@ def result_rows(calibration: Calibration) -> list[Row]:
     rows += _matmul_rows("CPU", c.cpu_linear, c.cpu_experts, c.dtype)
     if c.machine.has_gpu:
         rows += _matmul_rows("GPU", c.gpu_linear, c.gpu_experts, c.dtype)
-    return rows + _disk_rows(c)
+    return rows + _overhead_rows(c) + _disk_rows(c)
 
 
 def _attention_rows(c: Calibration) -> list[Row]:
@@ -47,6 +47,15 @@ def _matmul_row(name: str, timing: Timing) -> Row:
     """Arithmetic, with the bytes per second beside it."""
     what, rate, extent, repeats = _row(name, timing.flops_per_s, flops_text)
     return what, f"{rate} = {rate_text(timing.bytes_per_s.median)}", extent, repeats
+
+
+def _overhead_rows(c: Calibration) -> list[Row]:
+    if c.overhead is None:
+        return []
+    return [
+        _row("least time of a GPU task", c.overhead.gpu, seconds_text),
+        _row("least time of a CPU task", c.overhead.cpu, seconds_text),
+    ]
 
 
 def _disk_rows(c: Calibration) -> list[Row]:
