@@ -141,7 +141,7 @@ def _decode_rows(classes: list[Slots], table: SequenceTable) -> Rows:
 
 
 def _chunks(table: SequenceTable, policy: Policy) -> list[Rows]:
-    """Prompts one after the other in equal chunks of at most `prefill_chunk_tokens`; a chunk may end within a prompt."""
+    """Prompts one after the other in equal chunks of at most `prefill_chunk_tokens`; a chunk may end in a prompt."""
     slots = table.entering
     if not len(slots):
         return []
@@ -167,7 +167,8 @@ def _take(prompts: list[tuple[int, int, int]], size: int) -> list[Piece]:
 
 
 def _prefill_rows(pieces: list[Piece], table: SequenceTable) -> Rows:
-    tokens, positions = [], []
+    tokens: list[int] = []
+    positions = []
     for piece in pieces:
         request = table.requests[piece.slot]
         assert request is not None

@@ -1,7 +1,7 @@
 """What the pipeline needs of a device: a lane per queue, marks on it, and waiting for marks of other lanes.
 
-On CUDA a lane is a stream and a mark an event. Where the CPU plays the GPU, work is done when its call returns: a mark is
-the time at which that was.
+On CUDA a lane is a stream and a mark an event. Where the CPU plays the GPU, work is done when its call returns: a mark
+is the time at which that was.
 """
 
 import time
@@ -55,7 +55,7 @@ class CpuDevice:
 
 
 class CudaDevice:
-    """Streams and events of one GPU; host lanes mark with events on a stream of their own, which are reached at once."""
+    """Streams and events of one GPU; host lanes mark with events on streams of their own, which are reached at once."""
 
     def __init__(self, torch_device: torch.device) -> None:
         torch._C._accelerator_setAllocatorSettings("expandable_segments:True")  # a full card has no room for gaps

@@ -34,7 +34,8 @@ class Engine:
     in the KV cache; without it, what `generate`'s requests need under the policy, as far as memory goes.
 
     Raises:
-        PolicyError: a policy that the runtime cannot run. HrmError: memory that cannot be had. CheckpointError: weights.
+        PolicyError: a policy that the runtime cannot run. HrmError: memory that cannot be had.
+        CheckpointError: weights that cannot be read.
     """
 
     def __init__(

@@ -64,11 +64,11 @@ def lay_out(config: ModelConfig, sizes: Sizes, policy: Policy) -> PolicyLayout:
 def _check(policy: Policy) -> None:
     if policy.weights_on_disk > 0:
         raise PolicyError(
-            f"policy: weights_on_disk {policy.weights_on_disk:g}, but the runtime does not read weights from disk while it "
-            "runs yet; search with a profile that states no disk"
+            f"policy: weights_on_disk {policy.weights_on_disk:g}, but the runtime does not yet read weights from disk "
+            "while it runs; search with a profile that states no disk"
         )
     if policy.tensor_parallel_size > 1:
         raise PolicyError(
-            f"policy: tensor_parallel_size {policy.tensor_parallel_size}, but the runtime drives one GPU; search with a "
-            "profile of device_count 1"
+            f"policy: tensor_parallel_size {policy.tensor_parallel_size}, but the runtime drives one GPU; search with "
+            "a profile of device_count 1"
         )

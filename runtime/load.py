@@ -18,6 +18,7 @@ from runtime.memory.host_weights import ExpertStore, load_experts, random_expert
 from runtime.memory.kv_cache import KvCache, KvPlan
 from runtime.model_memory import ModelMemory
 from runtime.models.common import global_names
+from runtime.models.family import Shapes
 
 if TYPE_CHECKING:
     from runtime.engine import Engine
@@ -67,7 +68,8 @@ def compute_threads() -> int:
 def _load_dense(model: WeightSource, share: float, device: torch.device, lock: bool) -> DenseWeights:
     config, family = model.config, model.family
     shapes = [family.layer_shapes(config, layer) for layer in range(config.num_layers)]
-    units = [*shapes, {"lm_head": (config.vocab_size, config.hidden_size)}]
+    head: Shapes = {"lm_head": (config.vocab_size, config.hidden_size)}
+    units = [*shapes, head]
     dense = DenseWeights([lay_unit(unit, config.dtype.itemsize) for unit in units], share, config.dtype, device)
     for unit in range(len(units)):
         names = family.layer_names(config, unit) if unit < config.num_layers else global_names(config)

@@ -46,7 +46,7 @@ class ModelMemory:
         return sum(staging.nbytes for staging in self._stagings.values())
 
     def reserve_kv_buffers(self, blocks: int) -> None:
-        """Makes the device's buffers for cached K, V on their way as large as a pass needs; nothing may be under way."""
+        """Makes the device's buffers for cached K, V on their way as large as a pass needs; none may be in use."""
         if blocks and (not self.kv_buffers or len(self.kv_buffers[0]) < blocks):
             self.kv_buffers.clear()
             shape = (blocks, *self.kv.host[0].shape[1:])

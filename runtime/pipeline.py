@@ -1,13 +1,13 @@
 """Executes a task graph: a lane per queue, a few threads, synchronisation from the graph's `after` edges alone.
 
-A task is *issued* when its call has returned; on a GPU lane its work may still be to come. A task that waits for one of
-another queue waits on the host until that is issued, and then, if it was issued to a GPU lane, lets its own lane wait for
-the mark behind it; so the copy thread runs as far ahead as the graph allows and never waits for work that only the GPU
-has to wait for.
+A task is *issued* when its call has returned; on a GPU lane its work may still be to come. A task that waits for one
+of another queue waits on the host until that is issued, and then, if it was issued to a GPU lane, lets its own lane
+wait for the mark behind it; so the copy thread runs as far ahead as the graph allows and never waits for work that only
+the GPU has to wait for.
 
-One thread issues to the GPU's own lanes (compute, device to host, kernels that read the host's memory): what any of them
-waits for on the host, the next compute task waits for too, and several threads that launch at once fight for Python's
-lock (measured: 0.8 ms instead of 0.12 ms for the norm and projections of a micro-batch).
+One thread issues to the GPU's own lanes (compute, device to host, kernels that read the host's memory): what any of
+them waits for on the host, the next compute task waits for too, and several threads that launch at once fight for
+Python's lock (measured: 0.8 ms instead of 0.12 ms for the norm and projections of a micro-batch).
 """
 
 import sys
@@ -19,6 +19,7 @@ from queue import SimpleQueue
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from hrm.predict.timeline import Timeline
 from hrm.schedule.graph import TaskGraph
@@ -54,8 +55,8 @@ class Wiring:
     def threads(self) -> dict[Resource, tuple[int, ...]]:
         """Tasks by the thread that issues them (named after one of its queues), in order.
 
-        Queues stay apart where the host waits in one of them for something that another need not wait for: experts on the
-        CPU, pageable memory; or where tasks do not come after all that they wait for.
+        Queues stay apart where the host waits in one of them for something that another need not wait for: experts on
+        the CPU, pageable memory; or where tasks do not come after all that they wait for.
         """
         queues, tasks = self.graph.queues, self.graph.tasks
         apart = any(task.kind == Kind.CPU_EXPERT_FFN or task.resource == Resource.HOST for task in tasks)
@@ -65,7 +66,7 @@ class Wiring:
         return {r: q for r, q in queues.items() if r not in ISSUED_TOGETHER} | {Resource.GPU: tuple(together)}
 
 
-class Aborted(Exception):
+class AbortedError(Exception):
     """Another queue of the pass has failed."""
 
 
@@ -84,7 +85,7 @@ class PassRun:
     failure: BaseException | None = None
 
     def advance(self, resource: Resource) -> None:
-        """One more task of a queue is issued; wakes only those who wait for it, or everybody would fight for the GIL."""
+        """One more task of a queue is issued; wakes only those who wait for it, or all would fight for the GIL."""
         with self.lock:
             self.issued[resource] = issued = self.issued[resource] + 1
             waiters = self.waiters[resource]
@@ -104,11 +105,11 @@ class PassRun:
             event.set()
 
     def wait_issued(self, resource: Resource, count: int) -> None:
-        """Returns once `count` tasks of a queue are issued. Raises Aborted if the pass has failed."""
+        """Returns once `count` tasks of a queue are issued. Raises AbortedError if the pass has failed."""
         if self.issued[resource] < count:
             self._wait(resource, count)
         if self.failure is not None:
-            raise Aborted
+            raise AbortedError
 
     def _wait(self, resource: Resource, count: int) -> None:
         event = threading.Event()
@@ -118,13 +119,13 @@ class PassRun:
             self.waiters[resource].append((count, event))
         event.wait()
 
+    def _seconds(self, marks: list[Mark | None], device: CpuDevice | CudaDevice) -> NDArray[np.float64]:
+        """Seconds from the start of the pass; a host lane's mark may be a moment older."""
+        return np.array([max(0.0, device.seconds(self.begun, mark)) for mark in marks if mark is not None])
+
     def timeline(self, device: CpuDevice | CudaDevice) -> Timeline:
         """Measured starts and ends; every task must have been reached."""
-        seconds = [
-            [device.seconds(self.begun, m) if m is not None else 0.0 for m in marks]
-            for marks in (self.starts, self.ends)
-        ]
-        start, end = (np.maximum(np.array(values), 0.0) for values in seconds)
+        start, end = (self._seconds(marks, device) for marks in (self.starts, self.ends))
         return Timeline(self.wiring.graph, start, end, end - start)
 
 
@@ -180,7 +181,7 @@ class Pipeline:
             while (run := jobs.get()) is not None:
                 try:
                     self._run_queue(resource, run)
-                except Aborted:
+                except AbortedError:
                     pass
                 except BaseException as error:
                     run.fail(error)

@@ -1,6 +1,6 @@
 """Which requests join before a pass: as many as the policy takes on and the KV cache will hold to their end.
 
-The future use of the cache is known, since every request states how many tokens it may generate; nobody is ever sent back.
+The future use of the cache is known, since every request states how many tokens it may generate: nobody is sent back.
 """
 
 import math
@@ -102,13 +102,16 @@ def _fits(table: SequenceTable, pools: dict[str, BlockPool]) -> bool:
 
 def refusal(request: Request, policy: Policy, pools: dict[str, BlockPool], max_positions: int) -> str | None:
     """Why a request can never run under the policy, or None."""
-    total = len(request.prompt) + request.sampling.max_tokens
-    if not request.prompt:
+    prompt, coming = len(request.prompt), request.sampling.max_tokens
+    if not prompt:
         return "the prompt is empty"
-    if total > max_positions:
-        return f"{len(request.prompt)} prompt tokens and {request.sampling.max_tokens} to generate exceed the model's {max_positions} positions"
+    if prompt + coming > max_positions:
+        return f"{prompt} prompt tokens and {coming} to generate exceed the model's {max_positions} positions"
     homes = [name for name, share in (("gpu", policy.kv_on_gpu), ("host", 1 - policy.kv_on_gpu)) if share > 0]
-    room = min(pools[name].num_blocks for name in homes)
-    if blocks_of(total - 1) > room:
-        return f"{total} tokens need {blocks_of(total - 1)} KV blocks of {BLOCK} tokens, the policy leaves {room}; shorten it or choose a policy with a smaller batch"
+    room, need = min(pools[name].num_blocks for name in homes), blocks_of(prompt + coming - 1)
+    if need > room:
+        return (
+            f"{prompt + coming} tokens need {need} KV blocks of {BLOCK} tokens, the policy leaves {room}; shorten it "
+            "or choose a policy with a smaller batch"
+        )
     return None

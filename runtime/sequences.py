@@ -14,8 +14,8 @@ Slots = NDArray[np.int64]
 @dataclass
 class SequenceTable:
     """Arrays [slot]. cached: tokens whose K, V are in the cache; last: the latest token, not yet in it; made: tokens
-    generated; target: tokens to generate at most; on_gpu: whether the K, V lie in the GPU's pool. table: [slot, blocks];
-    generated: [slot, tokens].
+    generated; target: tokens to generate at most; on_gpu: whether the K, V lie in the GPU's pool.
+    table: [slot, blocks]; generated: [slot, tokens].
     """
 
     requests: list[Request | None]
@@ -93,9 +93,19 @@ def _hand_out(table: NDArray[np.int32], slots: Slots, first: Slots, need: Slots,
 
 def make_table(num_slots: int, max_tokens: int, max_generated: int) -> SequenceTable:
     """An empty table for sequences of at most `max_tokens`, `max_generated` of them generated."""
-    flags = [np.zeros(num_slots, np.bool_) for _ in range(2)]
-    whole = [np.zeros(num_slots, np.int64) for _ in range(6)]
-    real = [np.zeros(num_slots, np.float64) for _ in range(2)]
-    table = np.zeros((num_slots, blocks_of(max_tokens)), np.int32)
-    generated = np.zeros((num_slots, max_generated), np.int32)
-    return SequenceTable([None] * num_slots, *flags, *whole, *real, table, generated)
+    cached, last, made, target, prompt, seed = (np.zeros(num_slots, np.int64) for _ in range(6))
+    return SequenceTable(
+        requests=[None] * num_slots,
+        active=np.zeros(num_slots, np.bool_),
+        on_gpu=np.zeros(num_slots, np.bool_),
+        cached=cached,
+        last=last,
+        made=made,
+        target=target,
+        prompt=prompt,
+        seed=seed,
+        temperature=np.zeros(num_slots),
+        top_p=np.ones(num_slots),
+        table=np.zeros((num_slots, blocks_of(max_tokens)), np.int32),
+        generated=np.zeros((num_slots, max_generated), np.int32),
+    )

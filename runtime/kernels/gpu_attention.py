@@ -78,8 +78,8 @@ def ragged_causal_attention(q: Tensor, k: Tensor, v: Tensor, borders: Tensor, lo
 class PromptGroup:
     """Whole prompts of similar length in a chunk, as indices on the device.
 
-    rows: [B, longest] rows of the chunk, a prompt's first row repeated after its end; padded: [tokens] flat indices of the
-    real ones among them; target: [tokens] their rows.
+    rows: [B, longest] rows of the chunk, a prompt's first row repeated after its end; padded: [tokens] flat indices of
+    the real ones among them; target: [tokens] their rows.
     """
 
     rows: Tensor

@@ -1,7 +1,7 @@
 """All layer weights but the routed experts, and the LM head: resident on the GPU, or streamed through two buffers.
 
-The policy's `dense_weights_on_gpu` is a share of bytes. Here whole units are resident (a unit is a layer, or the LM head),
-spread evenly over the model, so that the bytes streamed per pass are the policy's, rounded to a unit.
+The policy's `dense_weights_on_gpu` is a share of bytes. Here whole units are resident (a unit is a layer, or the LM
+head), spread evenly over the model, so that the bytes streamed per pass are the policy's, rounded to a unit.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,8 @@
 """Page-locked CPU memory as the GPU sees it, so that ordinary kernels read and write it over the link.
 
-The copy engine is one queue; a kernel that reads page-locked memory does not stand in it. Addresses are the same on both
-sides (unified addressing), so a view through the array interface is enough, and `torch.bitwise_or(view, 0, out=...)`
-or `index_select` move data at 50 GB/s of a 55 GB/s link.
+The copy engine is one queue; a kernel that reads page-locked memory does not stand in it. Addresses are the same on
+both sides (unified addressing), so a view through the array interface is enough, and
+`torch.bitwise_or(view, 0, out=...)` or `index_select` move data at 50 GB/s of a 55 GB/s link.
 """
 
 import torch

@@ -2,6 +2,7 @@
 
 import mmap
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,11 @@ from hrm.errors import HrmError
 
 PAGE = 4096
 TOUCH_PIECE = 64 << 20
+
+
+def _cudart() -> Any:
+    """CUDA's runtime library, as PyTorch has it loaded."""
+    return torch.cuda.cudart()  # type: ignore[no-untyped-call]
 
 
 class HostBuffer:
@@ -45,17 +51,17 @@ class HostBuffer:
         Raises:
             HrmError: the driver refuses (limits of locked memory).
         """
-        code = torch.cuda.cudart().cudaHostRegister(self._whole.data_ptr(), len(self._whole), 0)
+        code = _cudart().cudaHostRegister(self._whole.data_ptr(), len(self._whole), 0)
         if int(code) != 0:
             raise HrmError(
-                f"CPU memory: the driver refuses to page-lock {len(self._whole):,} bytes ({code}); raise `ulimit -l`, or "
-                "use a policy with host_weights: pageable"
+                f"CPU memory: the driver refuses to page-lock {len(self._whole):,} bytes ({code}); raise `ulimit -l`, "
+                "or use a policy with host_weights: pageable"
             )
         self.locked = True
 
     def __del__(self) -> None:
         if getattr(self, "locked", False):
-            torch.cuda.cudart().cudaHostUnregister(self._whole.data_ptr())
+            _cudart().cudaHostUnregister(self._whole.data_ptr())
 
 
 def host_tensor(shape: tuple[int, ...], dtype: torch.dtype, lock: bool) -> tuple[Tensor, HostBuffer]:

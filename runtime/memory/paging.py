@@ -1,8 +1,8 @@
 """Which bytes of a layer's host memory make a page, and where in the pool a page lies.
 
-Two ways to fill the pool. Double buffer (schedules whose pool holds two layers): a layer's streamed slabs lie one behind
-the other in one half, and its pages are equal byte ranges of that. Ring: each page is a group of whole slabs in a slot of
-its own, so that it can be computed as soon as it is there.
+Two ways to fill the pool. Double buffer (schedules whose pool holds two layers): a layer's streamed slabs lie one
+behind the other in one half, and its pages are equal byte ranges of that. Ring: each page is a group of whole slabs in
+a slot of its own, so that it can be computed as soon as it is there.
 """
 
 from dataclasses import dataclass

@@ -53,7 +53,7 @@ def split_qkv(config: ModelConfig, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]
 
 def rotate_heads(config: ModelConfig, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """qkv [T, (N + 2 K) D]; cos, sin [T, D] -> [T, N + 2 K, D], the same memory: queries and keys rotated in place."""
-    heads = qkv.unflatten(-1, (-1, config.head_dim))  # [T, N + 2 K, D]
+    heads = torch.unflatten(qkv, -1, (-1, config.head_dim))  # [T, N + 2 K, D]
     rotated = heads[:, : config.num_attention_heads + config.num_key_value_heads]
     first, second = rotated.chunk(2, dim=-1)  # [T, N + K, D / 2] each
     turned = torch.cat((-second, first), dim=-1)

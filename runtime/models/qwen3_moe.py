@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from runtime.models.common import (
@@ -48,7 +49,7 @@ def pre_attention(config: ModelConfig, weights: Weights, hidden: Tensor, cos: Te
 
 def _norm_heads(config: ModelConfig, x: Tensor, weight: Tensor) -> None:
     """x [T, N D], normed head by head in place; weight [D]."""
-    heads = x.unflatten(-1, (-1, config.head_dim))  # [T, N, D]
+    heads = torch.unflatten(x, -1, (-1, config.head_dim))  # [T, N, D]
     heads.copy_(rms_norm(heads, weight, config.rms_norm_eps))
 
 

@@ -49,7 +49,8 @@ def _finish(state: PassState, task: Task, work: ExpertWork) -> None:
     members = state.members(task.micro_batch)
     if work.total is not None:
         sizes = [len(state.batch.rows[m].tokens) for m in members]
-        for j, part in zip(members, combine(work.total, work.tokens).split(sizes), strict=True):
+        parts = torch.split(combine(work.total, work.tokens), sizes)
+        for j, part in zip(members, parts, strict=True):
             state.hidden[j] = state.hidden[j] + part.to(state.hidden[j].dtype)
     for j in members:
         if not state.uses_cpu_experts(task.layer, j):

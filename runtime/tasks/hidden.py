@@ -61,7 +61,7 @@ def hidden_load(state: PassState, index: int, task: Task) -> None:
         state.hidden[_one(task)] = out
         return
     members = state.members(task.micro_batch)
-    parts = out.split([len(state.batch.rows[j].tokens) for j in members])
+    parts = torch.split(out, [len(state.batch.rows[j].tokens) for j in members])
     state.from_cpu.update(zip(members, parts, strict=True))
 
 

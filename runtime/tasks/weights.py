@@ -53,7 +53,7 @@ def _sources(state: PassState, page: int, staged: bool) -> list[torch.Tensor]:
         return [state.memory.experts.host_bytes(p.layer)[p.start : p.stop] for p in pieces]
     buffer = state.memory.staging("weight_stage", page % STAGING_BUFFERS)
     whole = buffer.host((sum(p.stop - p.start for p in pieces),), torch.uint8)
-    return list(whole.split([p.stop - p.start for p in pieces]))
+    return list(torch.split(whole, [p.stop - p.start for p in pieces]))
 
 
 def touched_experts(state: PassState, layer: int) -> frozenset[int]:
