@@ -73,7 +73,7 @@ def _links(calibration: Calibration) -> dict[str, Any]:
     shares = {}
     for name, link in (("htod", calibration.htod), ("dtoh", calibration.dtoh)):
         timing, rate = sustained_copy(link)
-        shares[name] = spread_entry(rate, rate_text, f"copies of {size_text(timing.size)}, the slowest from 16 MiB up")
+        shares[name] = spread_entry(rate, rate_text, f"copies of {size_text(timing.size)}, the slowest from 64 MiB up")
     disk = calibration.disk
     if disk is not None:
         shares["disk_read"] = spread_entry(disk.read.bytes_per_s, rate_text)

@@ -3,6 +3,7 @@
 from typing import Any
 
 from hrm.spec.units import format_bytes
+from runtime.calibration.machine_memory import GPU_RESERVE
 from runtime.calibration.numbers import (
     bytes_text,
     entry,
@@ -14,6 +15,7 @@ from runtime.calibration.numbers import (
 )
 from runtime.calibration.results import Calibration, Spread, Timing
 from runtime.calibration.steps import fastest_copy, streaming
+from runtime.kv_need import HEADROOM
 
 GPU_OVERHEAD_WORDS = "tasks before and after attention on one token of a tiny model, one after the other"
 CPU_OVERHEAD_WORDS = "decode attention over one block of KV a sequence, no more than gives every thread a piece"
@@ -99,11 +101,16 @@ def _streamed(timings: tuple[Timing, ...]) -> float:
 def _gpu_usable(calibration: Calibration) -> dict[str, str]:
     machine = calibration.machine
     if machine.gpu_limit:
-        where = "set in the allocator; the CUDA context lies outside it" if machine.has_gpu else "of this CPU's memory"
+        set_in = f"set in the allocator; {_reserve()}; the CUDA context lies outside it"
+        where = set_in if machine.has_gpu else "of this CPU's memory"
         return {"kind": "fitted", "note": f"--gpu-memory, emulated: {where}"}
     if machine.has_gpu:
-        return {"note": "free right after the CUDA context was made"}
+        return {"note": f"free right after the CUDA context was made; {_reserve()}"}
     return {"note": "what is available, less what the CPU keeps; in halves where no option says more"}
+
+
+def _reserve() -> str:
+    return f"less {format_bytes(GPU_RESERVE)} for workspaces and gaps"
 
 
 def _gpu_capacity_note(calibration: Calibration) -> str:
@@ -118,4 +125,5 @@ def _cpu_capacity_note(calibration: Calibration) -> str:
 
 
 def _cpu_usable_note(has_gpu: bool) -> str:
-    return "available once the CUDA context was made" if has_gpu else "available, less the part that plays GPU memory"
+    made = f"available once the CUDA context was made, less {format_bytes(HEADROOM)} for the process and the system"
+    return made if has_gpu else "available, less the part that plays GPU memory"

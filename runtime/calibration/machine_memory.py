@@ -8,7 +8,9 @@ import torch
 
 from hrm.errors import HrmError
 from hrm.spec.units import format_bytes
+from runtime.kv_need import HEADROOM
 
+GPU_RESERVE = 256 << 20  # workspaces of matrix libraries and gaps between blocks: 170 MiB seen under 16 GiB
 _MEMINFO = Path("/proc/meminfo")
 
 
@@ -32,11 +34,11 @@ def gpu_machine_memory(device: torch.device, gpu_memory: int | None, cpu_memory:
     free, gpu_total = torch.cuda.mem_get_info(device)
     if gpu_memory is not None and gpu_memory > free:
         raise HrmError(f"--gpu-memory {format_bytes(gpu_memory)}: only {format_bytes(free)} are free; state less")
-    usable = free if gpu_memory is None else gpu_memory
-    torch.cuda.set_per_process_memory_fraction(usable / gpu_total, device)
+    limit = free if gpu_memory is None else gpu_memory
+    torch.cuda.set_per_process_memory_fraction(limit / gpu_total, device)
     total, available = cpu_memory_bytes()
-    cpu_usable = available if cpu_memory is None else cpu_memory
-    return MemorySizes(gpu_total, usable, max(total, cpu_usable), cpu_usable)
+    cpu_usable = available - HEADROOM if cpu_memory is None else cpu_memory
+    return MemorySizes(gpu_total, limit - GPU_RESERVE, max(total, cpu_usable), cpu_usable)
 
 
 def cpu_only_memory(gpu_memory: int | None, cpu_memory: int | None) -> MemorySizes:

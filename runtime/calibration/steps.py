@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from runtime.calibration.results import LinkResult, Spread, Timing
 
-LARGE_COPY = 16 * 2**20
+LARGE_COPY = 64 * 2**20  # pages of weights are as large, and they are nearly all of what crosses
 _MEMORY_BOUND = 1.15  # a call that takes up to this much longer than its bytes at the best rate is limited by them
 
 
@@ -64,7 +64,7 @@ def fastest_copy(link: LinkResult) -> float:
 
 
 def sustained_copy(link: LinkResult) -> tuple[Timing, Spread]:
-    """The slowest of the copies from 16 MiB up (of all, where none is as large), and its bytes/s."""
+    """The slowest of the copies from 64 MiB up (of all, where none is as large), and its bytes/s."""
     large = tuple(t for t in link.timings if t.size >= LARGE_COPY) or link.timings[-1:]
     slowest = min(large, key=lambda t: t.bytes_per_s.median)
     return slowest, slowest.bytes_per_s
