@@ -19,7 +19,8 @@ from runtime.load import load_memory
 from runtime.memory.kv_cache import make_kv_cache
 from runtime.passes import PassResult, PassRunner
 from runtime.progress import EngineProgress, PassRecord
-from runtime.requests.request import Completion, Refusal, Request
+from runtime.prompts import Prompt, Tokenise, as_requests
+from runtime.requests.request import Completion, Refusal, Request, Sampling
 from runtime.scheduler import admit, refusal
 from runtime.sequences import Slots, make_table
 
@@ -45,11 +46,13 @@ class Engine:
         device: str = "cuda",
         gpu_memory: float | None = None,
         detokenise: Detokenise | None = None,
+        tokenise: Tokenise | None = None,
         kv_tokens: int | None = None,
         keep_logits: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        self.policy, self.config, self.detokenise = policy, model.config, detokenise
+        self.policy, self.config = policy, model.config
+        self.tokenise, self.detokenise = tokenise, detokenise
         self.device = make_device(device)
         self.layout = layout_of(model, policy)
         self._kv_tokens = kv_tokens
@@ -65,13 +68,16 @@ class Engine:
         """Measured starts and ends of the latest pass's tasks."""
         return self.runner.last_timeline
 
-    def generate(self, requests: Iterable[Request]) -> Iterator[Completion | Refusal]:
-        """Answers requests as they finish, in any order; those that can never fit are refused and the rest go on.
+    def generate(self, prompts: Iterable[Prompt], sampling: Sampling | None = None) -> Iterator[Completion | Refusal]:
+        """Answers prompts as they finish, in any order; those that can never fit are refused and the rest go on.
+
+        prompts: requests; or texts or token ids, which all get `sampling` and are named by their place.
 
         Raises:
+            RequestError: a plain prompt without `sampling`, or text without `tokenise`.
             HrmError: memory or a device that fails.
         """
-        asked = list(requests)
+        asked = as_requests(prompts, sampling, self.tokenise)
         self.make_room(asked)
         pools, waiting = self.memory.kv.pools, deque[Request]()
         for request in asked:

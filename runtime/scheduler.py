@@ -107,8 +107,10 @@ def refusal(request: Request, policy: Policy, pools: dict[str, BlockPool], max_p
         return "the prompt is empty"
     if prompt + coming > max_positions:
         return f"{prompt} prompt tokens and {coming} to generate exceed the model's {max_positions} positions"
-    homes = [name for name, share in (("gpu", policy.kv_on_gpu), ("host", 1 - policy.kv_on_gpu)) if share > 0]
-    room, need = min(pools[name].num_blocks for name in homes), blocks_of(prompt + coming - 1)
+    homes = [pools[name] for name, share in (("gpu", policy.kv_on_gpu), ("host", 1 - policy.kv_on_gpu)) if share > 0]
+    # a share too small for one of the sequences in flight has no pool, and is nobody's home
+    room = min((pool.num_blocks for pool in homes if pool.num_blocks), default=0)
+    need = blocks_of(prompt + coming - 1)
     if need > room:
         return (
             f"{prompt + coming} tokens need {need} KV blocks of {BLOCK} tokens, the policy leaves {room}; shorten it "

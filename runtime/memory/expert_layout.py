@@ -12,6 +12,7 @@ from itertools import pairwise
 from runtime.models.config import ModelConfig
 
 GRANULE = 32  # rows: matmul operands stay aligned, and narrow slabs efficient
+NO_SHARE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,11 @@ def by_rows(config: ModelConfig, resident: float, on_gpu: float, pages: int, cpu
     """`pages` streamed slabs and, where on_gpu < 1, `cpu_pages` for the CPU, each of all experts.
 
     resident, on_gpu: shares of the experts that lie, and are computed, on the GPU. Rounded to whole granules, the
-    resident share down.
+    resident share down. Where they are equal nothing is streamed: such a policy has no pages.
     """
     granule, rows, experts = row_granule(config), config.moe_intermediate_size, config.num_experts
     kept = min(int(resident * rows / granule + 1e-6) * granule, rows)
-    computed = min(max(round(on_gpu * rows / granule) * granule, kept), rows)
+    computed = min(max(round(on_gpu * rows / granule) * granule, kept), rows) if on_gpu > resident + NO_SHARE else kept
     return ExpertLayout(
         Slab(0, experts, 0, kept),
         _cut(experts, kept, computed, max(pages, 1), granule),

@@ -1,4 +1,4 @@
-"""Attention, on either side, and the K, V and queries that cross for it.
+"""Attention on either side, and what crosses for the CPU's.
 
 T tokens, N query heads, K key-value heads, D head_dim.
 """
@@ -6,7 +6,6 @@ T tokens, N query heads, K key-value heads, D head_dim.
 import torch
 from torch import Tensor
 
-from hrm.schedule.steps import KV_BUFFERS
 from hrm.schedule.task import Resource, Task
 from runtime.kernels.cpu_attention import decode_attention as cpu_decode_attention
 from runtime.kernels.gpu_attention import (
@@ -16,15 +15,15 @@ from runtime.kernels.gpu_attention import (
     grouped_causal_attention,
     ragged_causal_attention,
 )
-from runtime.memory.device_view import words_of
 from runtime.models.common import rotary
 from runtime.tables import PrefillTables
-from runtime.tasks.state import PassState
+from runtime.tasks.kv import new_kv
+from runtime.tasks.state import PassState, only_micro_batch
 
 
 def pre_attention(state: PassState, index: int, task: Task) -> None:
     """Norm, projections, rotary embedding."""
-    j, memory = _one(task), state.memory
+    j, memory = only_micro_batch(task), state.memory
     if task.layer == 0 and state.carried.dense is not None:
         state.device.order_after(state.carried.dense)
     hidden = state.complete_hidden(j)
@@ -41,7 +40,7 @@ def pre_attention(state: PassState, index: int, task: Task) -> None:
 
 def post_attention(state: PassState, index: int, task: Task) -> None:
     """Output projection, router, shared experts or dense FFN."""
-    j, memory = _one(task), state.memory
+    j, memory = only_micro_batch(task), state.memory
     weights = memory.dense.tensors(task.layer)
     routed = memory.family.post_attention(memory.config, weights, state.hidden[j], state.attended.pop(j))
     state.hidden[j], state.routed[j] = routed.hidden, routed
@@ -50,14 +49,14 @@ def post_attention(state: PassState, index: int, task: Task) -> None:
 
 def qkv_offload(state: PassState, index: int, task: Task) -> None:
     """Queries and new K, V of the sequences that the CPU attends."""
-    j = _one(task)
+    j = only_micro_batch(task)
     mine = state.qkv[j][state.batch.rows[j].gpu_sequences :]
     state.memory.staging("qkv", j).host(tuple(mine.shape), mine.dtype).copy_(mine, non_blocking=True)
 
 
 def cpu_attention(state: PassState, index: int, task: Task) -> None:
     """Decode attention beside the KV cache in CPU memory."""
-    j, memory, tables = _one(task), state.memory, state.tables[_one(task)].decode
+    j, memory, tables = only_micro_batch(task), state.memory, state.tables[only_micro_batch(task)].decode
     assert tables is not None
     config, batch = memory.config, len(tables.cpu_lengths)
     heads = config.num_attention_heads + 2 * config.num_key_value_heads
@@ -69,14 +68,14 @@ def cpu_attention(state: PassState, index: int, task: Task) -> None:
 
 def attention_load(state: PassState, index: int, task: Task) -> None:
     """The CPU's result to the device."""
-    j = _one(task)
+    j = only_micro_batch(task)
     mine = state.attended[j][state.batch.rows[j].gpu_sequences :]
     state.memory.staging("attended", j).load(mine, by_kernel=task.resource == Resource.ZERO_COPY)
 
 
 def gpu_attention(state: PassState, index: int, task: Task) -> None:
     """Decode attention of the sequences that the GPU attends, or causal attention of prompts."""
-    j = _one(task)
+    j = only_micro_batch(task)
     if state.batch.rows[j].is_prefill:
         _attend_prompts(state, j, task.layer)
     else:
@@ -90,7 +89,7 @@ def _attend_decoding(state: PassState, j: int, layer: int) -> None:
     out, heads, scale = state.attended[j], config.num_attention_heads, config.head_dim**-0.5
     if r:
         pool, home = memory.kv.gpu[layer], tables.resident_home
-        pool[home[0], :, :, home[1]] = _kv(state, qkv[:r])
+        pool[home[0], :, :, home[1]] = new_kv(state, qkv[:r])
         out[:r] = decode_attention(qkv[:r], pool, tables.resident_table, tables.gpu_lengths[:r], heads, scale)
     if g > r:
         staged = state.staged_kv.pop((layer, j))
@@ -102,7 +101,7 @@ def _attend_prompts(state: PassState, j: int, layer: int) -> None:
     assert tables is not None
     if tables.gpu.shape[1]:
         row, block, offset = tables.gpu
-        state.memory.kv.gpu[layer][block, :, :, offset] = _kv(state, qkv[row])
+        state.memory.kv.gpu[layer][block, :, :, offset] = new_kv(state, qkv[row])
     heads = config.num_attention_heads, config.num_key_value_heads
     q, k, v = qkv[:, : heads[0]], qkv[:, heads[0] : -heads[1]], qkv[:, -heads[1] :]
     scale = config.head_dim**-0.5
@@ -127,77 +126,3 @@ def _attend_parts(state: PassState, tables: PrefillTables, heads: tuple[Tensor, 
         if not part.last:
             state.earlier[part.slot] = (keys, values)
         out[rows] = causal_attention(q[rows], keys, values, state.memory.config.head_dim**-0.5)
-
-
-def kv_store(state: PassState, index: int, task: Task) -> None:
-    """New K, V to the host's pool: of prompts, or of decoding sequences attended on the GPU."""
-    j = _one(task)
-    rows, tables = state.batch.rows[j], state.tables[j]
-    qkv = state.hand_over(state.to_store.pop(j), Resource.DTOH)
-    if tables.prefill is not None:
-        kv, home = _prompt_kv(state, qkv, tables.prefill), tables.prefill.host[1:]
-    else:
-        assert tables.decode is not None
-        kv, home = _kv(state, qkv[rows.resident : rows.gpu_sequences]), tables.decode.store
-    if not kv.shape[0]:
-        return
-    if state.memory.kv.host_words:
-        _store_by_kernel(state, task.layer, kv, tables.host_homes)
-        return
-    host = state.memory.staging("kv_store", None).host(tuple(kv.shape), kv.dtype)
-    host.copy_(kv, non_blocking=True)
-    state.device.host_wait(state.device.mark())
-    state.memory.kv.host[task.layer][home[0], :, :, home[1]] = host
-
-
-def _store_by_kernel(state: PassState, layer: int, kv: Tensor, home: Tensor) -> None:
-    """kv [T, 2, K, D] straight into page-locked blocks."""
-    words = state.memory.kv.host_words[layer]
-    blocks = words.view(words.shape[0], 2, kv.shape[2], state.memory.kv.host[layer].shape[3], -1)
-    blocks[home[0], :, :, home[1]] = words_of(kv).view(*kv.shape[:3], -1)
-
-
-def _prompt_kv(state: PassState, qkv: Tensor, tables: PrefillTables) -> Tensor:
-    return _kv(state, qkv[tables.host_rows]) if len(tables.host_rows) else qkv[:0]
-
-
-def _kv(state: PassState, qkv: Tensor) -> Tensor:
-    """K and V of qkv [T, N + 2 K, D], contiguous [T, 2, K, D]."""
-    config = state.memory.config
-    new = qkv[:, config.num_attention_heads :]
-    return new.reshape(len(new), 2, config.num_key_value_heads, config.head_dim)
-
-
-def kv_stage(state: PassState, index: int, task: Task) -> None:
-    """Cached K, V of a micro-batch, pageable to page-locked memory."""
-    tables, pool = state.tables[_one(task)].decode, state.memory.kv.host[task.layer]
-    assert tables is not None
-    shape = (len(tables.fetched_host), *pool.shape[1:])
-    host = state.memory.staging("kv_stage", state.kv_stages % KV_BUFFERS).host(shape, pool.dtype)
-    state.kv_stages += 1
-    torch.index_select(pool, 0, tables.fetched_host, out=host)
-
-
-def kv_fetch(state: PassState, index: int, task: Task) -> None:
-    """Cached K, V of a micro-batch to the device: gathered by a kernel from page-locked blocks, or staged before."""
-    j, memory = _one(task), state.memory
-    tables, pool = state.tables[j].decode, memory.kv.host[task.layer]
-    assert tables is not None
-    shape = (len(tables.fetched_host), *pool.shape[1:])
-    if not shape[0]:
-        return
-    out = memory.kv_buffers[state.kv_fetches % KV_BUFFERS][: shape[0]]
-    if state.stages_kv:
-        memory.staging("kv_stage", state.kv_fetches % KV_BUFFERS).load(out, by_kernel=False)
-    elif memory.kv.host_words:
-        words = memory.kv.host_words[task.layer]
-        torch.index_select(words, 0, tables.fetched, out=words_of(out).view(shape[0], -1))
-    else:
-        torch.index_select(pool, 0, tables.fetched_host, out=out)
-    state.kv_fetches += 1
-    state.staged_kv[task.layer, j] = out
-
-
-def _one(task: Task) -> int:
-    assert task.micro_batch is not None
-    return task.micro_batch

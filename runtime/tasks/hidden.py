@@ -5,14 +5,14 @@ import torch
 from hrm.schedule.task import Resource, Task
 from runtime.kernels.sampling import choose
 from runtime.models.common import lm_head
-from runtime.tasks.state import PassState
+from runtime.tasks.state import PassState, only_micro_batch
 
 LOGIT_BYTES = 32 << 20  # of logits at a time
 
 
 def embedding_load(state: PassState, index: int, task: Task) -> None:
     """Gathers a micro-batch's rows of the embedding and brings them to the device."""
-    j = _one(task)
+    j = only_micro_batch(task)
     tokens, staging = torch.from_numpy(state.batch.rows[j].tokens), state.memory.staging("hidden", j)
     embedding = state.memory.embedding
     host = staging.host((len(tokens), embedding.shape[1]), embedding.dtype)
@@ -25,7 +25,7 @@ def embedding_load(state: PassState, index: int, task: Task) -> None:
 
 def hidden_store(state: PassState, index: int, task: Task) -> None:
     """Hidden states to the host: for experts on the CPU (the first time in a layer), or to wait for the next layer."""
-    j = _one(task)
+    j = only_micro_batch(task)
     if state.uses_cpu_experts(task.layer, j) and (task.layer, j) not in state.sent_to_cpu:
         _send_to_cpu(state, task.layer, j)
         return
@@ -52,13 +52,13 @@ def hidden_load(state: PassState, index: int, task: Task) -> None:
     name = "hidden" if waiting else "cpu_out"
     tokens = sum(len(state.batch.rows[j].tokens) for j in state.members(task.micro_batch))
     if waiting:
-        state.wait_for_room(_one(task))
+        state.wait_for_room(only_micro_batch(task))
     out = torch.empty((tokens, hidden_size), dtype=dtype, device=state.torch_device)
     state.memory.staging(name, task.micro_batch).load(out, by_kernel)
     state.hand_over(out, Resource.GPU)
     if waiting:
-        state.spilled.discard(_one(task))
-        state.hidden[_one(task)] = out
+        state.spilled.discard(only_micro_batch(task))
+        state.hidden[only_micro_batch(task)] = out
         return
     members = state.members(task.micro_batch)
     parts = torch.split(out, [len(state.batch.rows[j].tokens) for j in members])
@@ -67,7 +67,7 @@ def hidden_load(state: PassState, index: int, task: Task) -> None:
 
 def head(state: PassState, index: int, task: Task) -> None:
     """Logits of the rows that yield tokens, and the tokens chosen; in pieces of bounded memory."""
-    j, memory = _one(task), state.memory
+    j, memory = only_micro_batch(task), state.memory
     rows = state.tables[j].logit_rows
     hidden = state.complete_hidden(j)[rows]  # [B, H]
     del state.hidden[j], state.rotation[j]
@@ -84,8 +84,3 @@ def head(state: PassState, index: int, task: Task) -> None:
     state.tokens[j] = torch.cat(chosen)
     if kept:
         state.logits[j] = torch.cat(kept)
-
-
-def _one(task: Task) -> int:
-    assert task.micro_batch is not None
-    return task.micro_batch

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from hrm.schedule.task import Kind, Task
-from runtime.tasks import attention, experts, hidden, weights
+from runtime.tasks import attention, experts, hidden, kv, weights
 from runtime.tasks.state import PassState
 
 TaskFunction = Callable[[PassState, int, Task], None]
@@ -16,9 +16,9 @@ FUNCTIONS: dict[Kind, TaskFunction] = {
     Kind.QKV_OFFLOAD: attention.qkv_offload,
     Kind.CPU_ATTENTION: attention.cpu_attention,
     Kind.ATTENTION_LOAD: attention.attention_load,
-    Kind.KV_FETCH: attention.kv_fetch,
-    Kind.KV_STORE: attention.kv_store,
-    Kind.KV_STAGE: attention.kv_stage,
+    Kind.KV_FETCH: kv.kv_fetch,
+    Kind.KV_STORE: kv.kv_store,
+    Kind.KV_STAGE: kv.kv_stage,
     Kind.GPU_ATTENTION: attention.gpu_attention,
     Kind.POST_ATTENTION: attention.post_attention,
     Kind.EXPERT_FFN: experts.expert_ffn,

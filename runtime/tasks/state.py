@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hrm.schedule.graph import TaskGraph
-from hrm.schedule.task import Kind, Resource
+from hrm.schedule.task import Kind, Resource, Task
 from runtime.batch import Batch
 from runtime.device import CpuDevice, CudaDevice, Mark
 from runtime.kernels.expert_ffn import SortedTokens
@@ -20,6 +20,12 @@ from runtime.models.family import Routed
 from runtime.tables import RowTables
 
 Place = tuple[int, int | None]  # layer, micro-batch (None: all)
+
+
+def only_micro_batch(task: Task) -> int:
+    """Of a task that serves one."""
+    assert task.micro_batch is not None
+    return task.micro_batch
 
 
 @dataclass
