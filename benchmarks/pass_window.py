@@ -13,7 +13,7 @@ from hrm.schedule.slice import PassSlice
 from hrm.schedule.task import Resource
 from hrm.spec.policy import Policy
 from runtime.device import CpuDevice, CudaDevice
-from runtime.pipeline import PassRun
+from runtime.pass_run import PassRun
 
 INBOUND = (Resource.HTOD, Resource.ZERO_COPY)
 

@@ -12,16 +12,18 @@ from hrm.predict.timeline import Timeline
 from hrm.schedule.build import build_graph
 from hrm.schedule.task import Resource
 from runtime.batch import Batch, form_batch
+from runtime.carrying import carry_key, next_base, recount
 from runtime.device import CpuDevice, CudaDevice
 from runtime.layouts import PolicyLayout
-from runtime.memory.paging import Paging
 from runtime.model_memory import ModelMemory
-from runtime.pipeline import PassRun, Pipeline, Wiring
+from runtime.pass_run import PassRun
+from runtime.pipeline import Pipeline
 from runtime.sequences import SequenceTable, Slots
 from runtime.tables import make_tables
 from runtime.tasks.registry import FUNCTIONS
 from runtime.tasks.state import Carried, PassState
 from runtime.tasks.weights import fetch_page
+from runtime.wiring import Wiring
 
 MOST_GRAPHS = 64
 
@@ -111,7 +113,7 @@ class PassRunner:
 
     def _prime(self, state: PassState) -> None:
         """Fetches what the pass expects in place and the one before has not fetched for it."""
-        paging, wanted = state.paging, _carry_key(state.paging)
+        paging, wanted = state.paging, carry_key(state.paging)
         if self._carried_for != wanted:
             state.carried.base, state.carried.pages = 0, {}
             with self.device.lane(Resource.HTOD):
@@ -119,7 +121,7 @@ class PassRunner:
                     fetch_page(state, page)
                     state.carried.pages[page] = self.device.mark()
         elif paging.double_buffer and state.carried.per_layer != paging.per_layer:
-            _recount(state.carried, paging)
+            recount(state.carried, paging)
         if self.memory.dense.streamed_bytes and state.carried.dense is None:
             with self.device.lane(Resource.HTOD):
                 self.memory.dense.fetch(0)
@@ -129,9 +131,9 @@ class PassRunner:
         """What the next pass finds in place, and where the pool's pages go on."""
         paging = state.paging
         self._carried = state.fetched_ahead
-        self._carried_for = _carry_key(paging)
+        self._carried_for = carry_key(paging)
         if paging.per_layer:
-            self._carried.base, self._carried.per_layer = _next_base(paging, state.carried.base), paging.per_layer
+            self._carried.base, self._carried.per_layer = next_base(paging, state.carried.base), paging.per_layer
         self.memory.dense.next_pass()
 
     def _collect(self, state: PassState) -> tuple[Slots, Slots, Tensor | None]:
@@ -152,27 +154,3 @@ def _reserve(table: SequenceTable, batch: Batch, memory: ModelMemory) -> None:
     """Blocks for every token of the pass."""
     slots, counts = table.in_flight, np.where(table.made > 0, 1, table.prompt - table.cached)
     table.reserve(slots, counts[slots], memory.kv.pools)
-
-
-def _carry_key(paging: Paging) -> object:
-    """Passes with the same key find each other's prefetched pages in place."""
-    if not paging.plan.ahead:
-        return None
-    if paging.double_buffer:
-        return ("double buffer", paging.region.nbytes)
-    return ("ring", paging.plan, paging.region)
-
-
-def _recount(carried: Carried, paging: Paging) -> None:
-    """The same layers in place, cut into another number of pages."""
-    layers = carried.base // max(1, carried.per_layer)
-    carried.base = layers * paging.per_layer
-    if carried.pages:
-        last = carried.pages[max(carried.pages)]
-        carried.pages = dict.fromkeys(range(paging.plan.ahead), last)
-
-
-def _next_base(paging: Paging, base: int) -> int:
-    """Pages so far, as far as it matters for where the next one goes; counted anew in layers for a double buffer."""
-    period = 2 * paging.per_layer if paging.double_buffer else paging.plan.num_slots
-    return (base + paging.plan.per_pass) % period

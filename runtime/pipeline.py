@@ -12,121 +12,16 @@ Python's lock (measured: 0.8 ms instead of 0.12 ms for the norm and projections 
 
 import sys
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cached_property
 from queue import SimpleQueue
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from hrm.predict.timeline import Timeline
-from hrm.schedule.graph import TaskGraph
-from hrm.schedule.task import Kind, Resource, Task
-from runtime.device import HOST_LANES, CpuDevice, CudaDevice, Mark
+from hrm.schedule.task import Resource
+from runtime.device import HOST_LANES, CpuDevice, CudaDevice
+from runtime.pass_run import AbortedError, PassRun, Perform
+from runtime.wiring import Wiring
 
 SWITCH_SECONDS = 50e-6  # Python's default, 5 ms, is longer than most tasks take
-ISSUED_TOGETHER = frozenset((Resource.GPU, Resource.DTOH, Resource.ZERO_COPY))
-Perform = Callable[[int, Task], None]
-
-
-@dataclass(frozen=True)
-class Wiring:
-    """What each task of a graph waits for beside its own queue: (task, its queue, its position there)."""
-
-    graph: TaskGraph
-
-    @cached_property
-    def waits(self) -> list[tuple[tuple[int, Resource, int], ...]]:
-        """Per task, the latest it waits for in each other queue."""
-        position = {i: k for queue in self.graph.queues.values() for k, i in enumerate(queue)}
-        found = []
-        for task in self.graph.tasks:
-            latest: dict[Resource, int] = {}
-            for i in task.after:
-                other = self.graph.tasks[i].resource
-                if other != task.resource:
-                    latest[other] = max(latest.get(other, -1), i)
-            found.append(tuple((i, other, position[i]) for other, i in latest.items()))
-        return found
-
-    @cached_property
-    def threads(self) -> dict[Resource, tuple[int, ...]]:
-        """Tasks by the thread that issues them (named after one of its queues), in order.
-
-        Queues stay apart where the host waits in one of them for something that another need not wait for: experts on
-        the CPU, pageable memory; or where tasks do not come after all that they wait for.
-        """
-        queues, tasks = self.graph.queues, self.graph.tasks
-        apart = any(task.kind == Kind.CPU_EXPERT_FFN or task.resource == Resource.HOST for task in tasks)
-        if apart or any(before > i for i, task in enumerate(tasks) for before in task.after):
-            return dict(queues)
-        together = sorted(i for r in ISSUED_TOGETHER & queues.keys() for i in queues[r])
-        return {r: q for r, q in queues.items() if r not in ISSUED_TOGETHER} | {Resource.GPU: tuple(together)}
-
-
-class AbortedError(Exception):
-    """Another queue of the pass has failed."""
-
-
-@dataclass
-class PassRun:
-    """Marks before and after every task of a pass under way, and how far each queue is."""
-
-    wiring: Wiring
-    perform: Perform
-    begun: Mark
-    starts: list[Mark | None] = field(default_factory=list)
-    ends: list[Mark | None] = field(default_factory=list)
-    issued: dict[Resource, int] = field(default_factory=dict)
-    waiters: dict[Resource, list[tuple[int, threading.Event]]] = field(default_factory=dict)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    failure: BaseException | None = None
-
-    def advance(self, resource: Resource) -> None:
-        """One more task of a queue is issued; wakes only those who wait for it, or all would fight for the GIL."""
-        with self.lock:
-            self.issued[resource] = issued = self.issued[resource] + 1
-            waiters = self.waiters[resource]
-            if not waiters:
-                return
-            due = [event for count, event in waiters if count <= issued]
-            self.waiters[resource] = [waiter for waiter in waiters if waiter[0] > issued]
-        for event in due:
-            event.set()
-
-    def fail(self, error: BaseException) -> None:
-        """Ends the pass for everybody."""
-        with self.lock:
-            self.failure = self.failure or error
-            waiters = [event for queue in self.waiters.values() for _, event in queue]
-        for event in waiters:
-            event.set()
-
-    def wait_issued(self, resource: Resource, count: int) -> None:
-        """Returns once `count` tasks of a queue are issued. Raises AbortedError if the pass has failed."""
-        if self.issued[resource] < count:
-            self._wait(resource, count)
-        if self.failure is not None:
-            raise AbortedError
-
-    def _wait(self, resource: Resource, count: int) -> None:
-        event = threading.Event()
-        with self.lock:
-            if self.issued[resource] >= count or self.failure is not None:
-                return
-            self.waiters[resource].append((count, event))
-        event.wait()
-
-    def _seconds(self, marks: list[Mark | None], device: CpuDevice | CudaDevice) -> NDArray[np.float64]:
-        """Seconds from the start of the pass; a host lane's mark may be a moment older."""
-        return np.array([max(0.0, device.seconds(self.begun, mark)) for mark in marks if mark is not None])
-
-    def timeline(self, device: CpuDevice | CudaDevice) -> Timeline:
-        """Measured starts and ends; every task must have been reached."""
-        start, end = (self._seconds(marks, device) for marks in (self.starts, self.ends))
-        return Timeline(self.wiring.graph, start, end, end - start)
 
 
 class Pipeline:

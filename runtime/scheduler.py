@@ -105,6 +105,8 @@ def refusal(request: Request, policy: Policy, pools: dict[str, BlockPool], max_p
     prompt, coming = len(request.prompt), request.sampling.max_tokens
     if not prompt:
         return "the prompt is empty"
+    if coming < 1:
+        return f"max_tokens is {coming}; ask for at least one"
     if prompt + coming > max_positions:
         return f"{prompt} prompt tokens and {coming} to generate exceed the model's {max_positions} positions"
     homes = [pools[name] for name, share in (("gpu", policy.kv_on_gpu), ("host", 1 - policy.kv_on_gpu)) if share > 0]

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from runtime.batch import Batch, Piece, Rows
@@ -13,9 +12,15 @@ from runtime.kernels.sampling import Draw
 from runtime.memory.kv_cache import BLOCK
 from runtime.memory.staging import Staging, Upload, view_of
 from runtime.sequences import SequenceTable
-
-PADDING = 1.25  # prompts attend together while the longest is at most so much longer than the shortest
-Indices = NDArray[np.int64]
+from runtime.table_arrays import (
+    Indices,
+    group_arrays,
+    last_token,
+    padded_table,
+    piece_homes,
+    similar_groups,
+    staged_blocks,
+)
 
 
 @dataclass(frozen=True)
@@ -103,24 +108,24 @@ class _Draft:
         resident, streamed, on_cpu = np.split(rows.slots, [rows.resident, rows.gpu_sequences])
         lengths = self.table.cached
         self.gpu_lengths = add(lengths[rows.slots[: rows.gpu_sequences]])
-        self.resident_table = add(_padded_table(self.table, resident))
-        self.resident_home = add(_last_token(self.table, resident))
+        self.resident_table = add(padded_table(self.table, resident))
+        self.resident_home = add(last_token(self.table, resident))
         counts = -(-lengths[streamed] // BLOCK)
         most = int(counts.max(initial=0))
-        self.staged_table = add(_staged(counts, most))
+        self.staged_table = add(staged_blocks(counts, most))
         blocks = np.arange(most) < counts[:, None]
         self.fetched_host = self.table.table[streamed, :most][blocks].astype(np.int64)
         self.fetched = add(self.fetched_host)
-        self.store = _last_token(self.table, streamed)
+        self.store = last_token(self.table, streamed)
         self.host_homes = add(self.store)
         self.on_cpu = on_cpu
 
     def _prefill(self) -> None:
         whole = sorted((p for p in self.rows.pieces if p.start == 0 and p.last), key=lambda p: p.stop)
         self.parts = tuple(p for p in self.rows.pieces if p.start > 0 or not p.last)
-        self.groups = [[self.upload.add(a) for a in _group(group)] for group in _similar(whole)]
+        self.groups = [[self.upload.add(a) for a in group_arrays(group)] for group in similar_groups(whole)]
         self.borders = self.upload.add(np.array([p.row for p in self.rows.pieces] + [len(self.rows.tokens)], np.int64))
-        homes = [_piece_homes(self.table, piece) for piece in self.rows.pieces]
+        homes = [piece_homes(self.table, piece) for piece in self.rows.pieces]
         on_gpu = [bool(self.table.on_gpu[piece.slot]) for piece in self.rows.pieces]
         empty = [np.zeros((3, 0), np.int64)]
         host = np.concatenate(empty + [h for h, gpu in zip(homes, on_gpu, strict=True) if not gpu], axis=1)
@@ -158,49 +163,3 @@ def _view_draw(sent: Tensor, places: list[tuple[int, tuple[int, ...]]] | None) -
         return None
     temperature, top_p, seed, step = (view_of(sent, place) for place in places)
     return Draw(temperature.view(torch.float64), top_p.view(torch.float64), seed, step)
-
-
-def _padded_table(table: SequenceTable, slots: Indices) -> Indices:
-    most = int((-(-table.cached[slots] // BLOCK)).max(initial=0))
-    return table.table[slots, :most].astype(np.int64)
-
-
-def _last_token(table: SequenceTable, slots: Indices) -> Indices:
-    """Block and offset of each sequence's latest token, [2, slots]."""
-    at = table.cached[slots] - 1
-    return np.stack([table.table[slots, at // BLOCK].astype(np.int64), at % BLOCK])
-
-
-def _staged(counts: Indices, most: int) -> Indices:
-    """Blocks of sequences that lie one behind the other; padding repeats a sequence's first."""
-    first = np.cumsum(counts) - counts
-    columns = np.arange(most)
-    return first[:, None] + np.where(columns < counts[:, None], columns, 0)
-
-
-def _piece_homes(table: SequenceTable, piece: Piece) -> Indices:
-    """Row of the chunk, block and offset of every token of a piece, [3, tokens]."""
-    at = np.arange(piece.start, piece.stop)
-    blocks = table.table[piece.slot, at // BLOCK].astype(np.int64)
-    return np.stack([piece.row + at - piece.start, blocks, at % BLOCK])
-
-
-def _similar(pieces: list[Piece]) -> list[list[Piece]]:
-    """Pieces in order of length, cut where the longest would be too long for the shortest."""
-    groups: list[list[Piece]] = []
-    for piece in pieces:
-        if groups and piece.stop <= PADDING * groups[-1][0].stop + 8:
-            groups[-1].append(piece)
-        else:
-            groups.append([piece])
-    return groups
-
-
-def _group(pieces: list[Piece]) -> tuple[Indices, Indices, Indices]:
-    """The three arrays of a PromptGroup."""
-    starts = np.array([p.row for p in pieces])
-    lengths = np.array([p.stop for p in pieces])
-    offsets = np.arange(int(lengths.max()))
-    inside = offsets < lengths[:, None]
-    rows = starts[:, None] + np.where(inside, offsets, 0)
-    return rows, np.flatnonzero(inside), rows[inside]

@@ -36,9 +36,10 @@ def choose(logits: Tensor, draw: Draw | None) -> Tensor:
 
 def _sampled(logits: Tensor, draw: Draw) -> Tensor:
     tempered = logits / draw.temperature.clamp_min(1e-6).to(logits.dtype)[:, None]
-    ordered, order = tempered.softmax(dim=-1).sort(dim=-1, descending=True)  # [B, V]
+    ordered, order = tempered.softmax(dim=-1).sort(dim=-1, descending=True, stable=True)  # [B, V]
     before = ordered.cumsum(dim=-1) - ordered  # probability of all likelier tokens
-    kept = ordered.masked_fill(before >= draw.top_p.to(ordered.dtype)[:, None], 0.0)
+    dropped = (before > 0) & (before >= draw.top_p.to(ordered.dtype)[:, None])  # never the likeliest
+    kept = ordered.masked_fill(dropped, 0.0)
     target = _uniform(draw.seed, draw.step)[:, None] * kept.sum(dim=-1, keepdim=True)  # [B, 1]
     place = (kept.cumsum(dim=-1) <= target).sum(dim=-1, keepdim=True)
     last = (kept > 0).sum(dim=-1, keepdim=True) - 1

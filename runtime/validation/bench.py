@@ -16,8 +16,8 @@ from runtime.layouts import PolicyLayout
 from runtime.load import load_memory
 from runtime.memory.kv_cache import KvCache, KvPlan, make_kv_cache
 from runtime.model_memory import ModelMemory
+from runtime.pass_run import PassRun
 from runtime.passes import PassResult, PassRunner
-from runtime.pipeline import PassRun
 from runtime.requests.request import Request
 from runtime.scheduler import admit
 from runtime.sequences import make_table

@@ -8,8 +8,8 @@ import torch
 from hrm.predict.timeline import Timeline
 from hrm.schedule.slice import PassSlice
 from runtime.model_memory import ModelMemory
+from runtime.pass_run import PassRun
 from runtime.passes import PassResult
-from runtime.pipeline import PassRun
 from runtime.validation.bench import Bench, Session
 from runtime.validation.cases import Case
 from runtime.validation.workloads import RunShape, random_prompts
