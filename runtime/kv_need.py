@@ -23,11 +23,10 @@ def kv_plan(memory: ModelMemory, policy: Policy, requests: Sequence[Request], to
     """
     in_flight = min(policy.batch_size, max(1, len(requests)))
     resident = round(policy.kv_on_gpu * in_flight)
-    need = _tokens_needed(policy, requests, in_flight) if tokens is None else float(tokens)
     longest = max((blocks_of(len(r.prompt) + r.sampling.max_tokens) for r in requests), default=1)
-    share = resident / in_flight
-    host = 0 if share == 1 else max(longest, math.ceil(need * (1 - share) / BLOCK))
-    gpu = 0 if share == 0 else max(longest, math.ceil(need * share / BLOCK))
+    mean = _mean_tokens(policy, requests, in_flight) if tokens is None else tokens / in_flight
+    gpu = max(longest, int(resident * mean / BLOCK)) if resident else 0
+    host = _host_blocks(in_flight - resident, mean) + longest if resident < in_flight else 0
     room = _host_room(memory)
     if host > room >= longest:
         host = room
@@ -37,19 +36,23 @@ def kv_plan(memory: ModelMemory, policy: Policy, requests: Sequence[Request], to
     return KvPlan(host, gpu, lock)
 
 
-def _tokens_needed(policy: Policy, requests: Sequence[Request], in_flight: int) -> float:
-    """Tokens cached at once: whole sequences of a batch at its end, or with mixing, sequences of all ages.
+def _host_blocks(sequences: int, mean_tokens: float) -> int:
+    """With half a block more per sequence for the one that is not full. On the GPU nothing is added: its memory is full
+    to the brim under a good policy, and a few sequences less are admitted instead.
+    """
+    return math.ceil(SPREAD * sequences * (mean_tokens + BLOCK / 2) / BLOCK)
 
-    A block that is not full counts for half a block more. Requests that are all taken on at once end together.
+
+def _mean_tokens(policy: Policy, requests: Sequence[Request], in_flight: int) -> float:
+    """Tokens a sequence has cached: at its end, or with mixing, over sequences of all ages.
+
+    Requests that are all taken on at once end together.
     """
     if not requests:
-        return BLOCK
-    ends = [len(r.prompt) + r.sampling.max_tokens for r in requests]
-    together = in_flight == len(requests)
+        return 1.0
+    ends = sum(len(r.prompt) + r.sampling.max_tokens for r in requests) / len(requests)
     made = sum(r.sampling.max_tokens for r in requests) / len(requests)
-    spared = made / 2 if policy.mixed_prefill and not together else 0.0
-    mean = sum(ends) / len(ends) - spared + BLOCK / 2
-    return SPREAD * in_flight * mean + max(ends)
+    return ends - (made / 2 if policy.mixed_prefill and in_flight < len(requests) else 0.0)
 
 
 def _host_room(memory: ModelMemory) -> int:

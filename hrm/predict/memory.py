@@ -55,8 +55,8 @@ def _decode_activations(rates: Rates, placement: Placement, nodes: Nodes) -> For
 def _prefill_activations(rates: Rates, placement: Placement, nodes: Nodes) -> Form:
     """One chunk in work, the hidden states of the chunks before and after it in flight, and the K and V in one layer of
     the longest prompt that a chunk may be a later part of. Hidden states of all chunks stay where they are not left
-    on the host between layers; where attention of all comes before experts of any (FlexGen), the experts' inputs too.
-    A mixed pass also holds the decoding batch's hidden states.
+    on the host between layers; where attention of all comes before experts of any (FlexGen, experts on
+    demand), the experts' inputs too. A mixed pass also holds the decoding batch's hidden states.
     """
     sizes, devices = rates.sizes, rates.machine.tensor_parallel_size
     chunk = rates.prefill_chunk_tokens
@@ -66,7 +66,7 @@ def _prefill_activations(rates: Rates, placement: Placement, nodes: Nodes) -> Fo
     earlier = max(0, rates.workload.prompt_len_max - chunk) * sizes.kv_layer_bytes_max * rates.kv_replication
     decoding = RESIDUAL_COPIES * sizes.hidden_bytes * devices if placement.mixed_prefill else 0.0
     kept = 0.0 if placement.spills_hidden_states else rates.workload.prompt_len * sizes.hidden_bytes * devices
-    if placement.stepwise:
+    if placement.stepwise or placement.overlap == "on_demand":
         kept = RESIDUAL_COPIES * rates.workload.prompt_len * sizes.hidden_bytes * devices
     return form(len(nodes), ONE=work + logits + earlier, N=decoding + kept)
 
