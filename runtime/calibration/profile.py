@@ -68,5 +68,5 @@ def _title(calibration: Calibration) -> str:
 
 
 def _source(calibration: Calibration) -> str:
-    quick = " reduced 8 times (--quick)" if calibration.quick else ""
+    quick = ", at most 512 wide (--quick)" if calibration.quick else ""
     return f"hrm calibrate: {calibration.machine.software}, {calibration.dtype}, {calibration.model} shapes{quick}"

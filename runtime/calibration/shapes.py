@@ -7,6 +7,9 @@ from hrm.roofline.linear import expert_layers
 from hrm.spec.model import ModelSpec
 
 
+QUICK_WIDTH = 512
+
+
 @dataclass(frozen=True)
 class Shapes:
     """Widths in elements. `linear_out` is that of the query, key and value projections side by side."""
@@ -51,16 +54,12 @@ def shapes_of(model: ModelSpec) -> Shapes:
     )
 
 
-def reduced(shapes: Shapes, factor: int = 8) -> Shapes:
-    """The same with all matrix widths a `factor`-th, whole multiples of 64, and at most four experts."""
-
-    def smaller(width: int) -> int:
-        return max(64, width // factor // 64 * 64)
-
+def reduced(shapes: Shapes) -> Shapes:
+    """The same with no matrix wider than QUICK_WIDTH, and at most four experts; a small model stays as it is."""
     return replace(
         shapes,
-        hidden_size=smaller(shapes.hidden_size),
-        linear_out=smaller(shapes.linear_out),
-        intermediate_size=smaller(shapes.intermediate_size),
+        hidden_size=min(shapes.hidden_size, QUICK_WIDTH),
+        linear_out=min(shapes.linear_out, QUICK_WIDTH),
+        intermediate_size=min(shapes.intermediate_size, QUICK_WIDTH),
         num_experts=min(4, shapes.num_experts),
     )
