@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 import torch
 
+from hrm.errors import HrmError
 from hrm.predict.timeline import Timeline
 from hrm.roofline.sizes import Sizes
 from hrm.spec.policy import Policy
@@ -25,6 +26,10 @@ from runtime.scheduler import admit, refusal
 from runtime.sequences import Slots, make_table
 
 _NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+_OUT_OF_MEMORY_ADVICE = (
+    "the policy does not fit here; search with a profile of less memory_usable (hrm calibrate --gpu-memory), or lower "
+    "weights_on_gpu or prefill_chunk_tokens in the policy"
+)
 Detokenise = Callable[[Sequence[int]], str]
 
 
@@ -92,7 +97,10 @@ class Engine:
     def step(self, waiting: deque[Request]) -> list[Completion]:
         """Takes in what fits of `waiting`, runs one pass, and returns what it finished."""
         admit(self.table, waiting, self.policy, self.memory.kv.pools)
-        self.last_pass = result = self.runner.run(self.table)
+        try:
+            self.last_pass = result = self.runner.run(self.table)
+        except torch.OutOfMemoryError as error:
+            raise HrmError(f"GPU memory: {_first_sentences(error)}; {_OUT_OF_MEMORY_ADVICE}") from None
         done = self._advance(result)
         decoding = sum(len(rows.slots) for rows in result.batch.rows)
         prompts = result.batch.slice.tokens - decoding
@@ -146,6 +154,11 @@ class Engine:
         logits = self._logits.pop(slot, None)
         text = text_of(request.sampling, tokens, self.config.eos_token_ids, self.detokenise)
         return Completion(request, tokens, text, reason, None if logits is None else torch.stack(logits))
+
+
+def _first_sentences(error: Exception) -> str:
+    """What was asked for and what there is, without PyTorch's advice on its allocator."""
+    return ". ".join(str(error).split(". ")[:2]).rstrip(".")
 
 
 def layout_of(model: WeightSource, policy: Policy) -> PolicyLayout:

@@ -45,15 +45,15 @@ def make_plan(shapes: Shapes, dtype: str, gpu_usable: int, cpu_usable: int, quic
     """The plan for memories of `gpu_usable` and `cpu_usable` bytes.
 
     Raises:
-        HrmError: a memory that does not hold two experts.
+        HrmError: a memory that does not hold two experts and what is measured beside them.
     """
     shapes = reduced(shapes) if quick else shapes
     expert_bytes = int(shapes.expert_elements * bytes_per_element(dtype))
     for name, usable in (("GPU", gpu_usable), ("CPU", cpu_usable)):
-        if usable < 2 * expert_bytes + 64 * _MIB:
+        if usable < 2 * expert_bytes + BESIDE:
             raise HrmError(
                 f"{usable / _GIB:.2f} GiB of {name} memory do not hold two experts of {shapes.model} "
-                f"({expert_bytes / _MIB:.0f} MiB each); free some, raise --{name.lower()}-memory, or choose --model"
+                f"({expert_bytes / _MIB:.1f} MiB each) and {BESIDE >> 20} MiB beside them; free some, raise --{name.lower()}-memory, or choose --model"
             )
     return _quick(shapes) if quick else _full(shapes, expert_bytes, gpu_usable, cpu_usable)
 

@@ -6,7 +6,6 @@ from hrm.errors import ModelConfigError
 from hrm.roofline.linear import expert_layers
 from hrm.spec.model import ModelSpec
 
-
 QUICK_WIDTH = 512
 
 

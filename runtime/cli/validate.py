@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +14,9 @@ from hrm.cli import options as opt
 if TYPE_CHECKING:
     from runtime.validation.report import ValidationReport
     from runtime.validation.validate import Validation
+
+
+WIDE = 130  # columns of a terminal that shows everything
 
 
 def validate(
@@ -96,6 +100,8 @@ def _print(report: ValidationReport) -> None:
     from runtime.validation.summary import worst_run
     from runtime.validation.tables import (
         COLUMNS,
+        NARROW,
+        chosen_columns,
         describe_errors,
         describe_machine,
         explanation_rows,
@@ -105,7 +111,8 @@ def _print(report: ValidationReport) -> None:
         title,
     )
 
-    print_table(title(report), COLUMNS, run_rows(report))
+    columns = COLUMNS if shutil.get_terminal_size().columns >= WIDE else NARROW
+    print_table(title(report), columns, chosen_columns(run_rows(report), columns))
     print_text(describe_machine(report.machine))
     print_text(describe_errors(report) + "\n")
     if report.runs:

@@ -78,6 +78,9 @@ def _places(layout: PolicyLayout) -> object:
     return layout.experts, layout.region, layout.policy.dense_weights_on_gpu, layout.policy.host_weights
 
 
+ENOUGH = 0.9  # of the policy's sequences: blocks that are not full take room, and what runs is predicted as it runs
+
+
 class Session:
     """A policy with requests to run: as the engine does it, but pass by pass, and every pass's marks are kept."""
 
@@ -97,7 +100,11 @@ class Session:
         admit(self._table, self._waiting, self.policy, self.memory.kv.pools)
         if self._waiting and not self.policy.mixed_prefill:
             there = int(self._table.active.sum())
-            raise HrmError(f"the KV cache holds {there:,} of the {self.policy.batch_size:,} sequences of the policy")
+            if there < ENOUGH * self.policy.batch_size:
+                raise HrmError(
+                    f"the KV cache holds {there:,} of the {self.policy.batch_size:,} sequences of the policy"
+                )
+            self._waiting.clear()
         result = self.runner.run(self._table)
         run = self.runner.last_run
         assert run is not None

@@ -10,6 +10,7 @@ from runtime.validation.summary import summary
 COLUMNS = (
     "policy", "context", "pass", "measured", "predicted", "error", "tokens/s", "GPU memory", "CPU memory", "wrong term",
 )  # fmt: skip
+NARROW = ("policy", "context", "measured", "predicted", "error", "wrong term")  # in 80 columns
 NEGLIGIBLE = 0.05  # of the measured pass: a smaller gap has no term to blame
 
 
@@ -30,6 +31,12 @@ def run_rows(report: ValidationReport) -> list[tuple[str, ...]]:
         )
         for run in report.runs
     ]
+
+
+def chosen_columns(rows: Sequence[tuple[str, ...]], names: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """Of rows in COLUMNS, those columns."""
+    places = [COLUMNS.index(name) for name in names]
+    return [tuple(row[i] for i in places) for row in rows]
 
 
 def wrong_term(run: RunCheck) -> str:
