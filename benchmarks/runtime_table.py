@@ -18,7 +18,7 @@ OURS, PEER = "decode_throughput", "peers_accelerate"
 GIB = 1 << 30
 NOTE = (
     "Decode of hrm is at the context stated in its result, which is longer than accelerate's: that is measured right "
-    "behind the prompt, where it is fastest; accelerate's end to end is computed from the measured prefill and decode steps."
+    "behind the prompt, where it is fastest; accelerate's end to end is computed from measured steps."
 )
 
 

@@ -82,11 +82,11 @@ class Engine:
             RequestError: a plain prompt without `sampling`, or text without `tokenise`.
             HrmError: memory or a device that fails.
         """
-        asked = as_requests(prompts, sampling, self.tokenise)
-        self.make_room(asked)
+        asked, most = as_requests(prompts, sampling, self.tokenise), self.config.max_position_embeddings
+        self.make_room([r for r in asked if len(r.prompt) + r.sampling.max_tokens <= most])
         pools, waiting = self.memory.kv.pools, deque[Request]()
         for request in asked:
-            reason = refusal(request, self.policy, pools, self.config.max_position_embeddings)
+            reason = refusal(request, self.policy, pools, most, self.detokenise is not None)
             if reason is None:
                 waiting.append(request)
             else:
@@ -113,14 +113,19 @@ class Engine:
         self.runner.close()
 
     def make_room(self, requests: list[Request]) -> None:
-        """KV cache and slots for the requests, kept where an earlier call's are large enough."""
+        """KV cache and slots for the requests: memory of an earlier call's is kept where it is large enough; what a run
+        that was left or has failed still held is free again.
+        """
         plan = kv_plan(self.memory, self.policy, requests, self._kv_tokens)
         kv = self.memory.kv
-        if plan.host_blocks > kv.plan.host_blocks or plan.gpu_blocks > kv.plan.gpu_blocks:
+        if kv.plan.holds(plan):
+            kv.forget()
+        else:
             kv.host.clear()
             kv.gpu.clear()
             device, threads = self.device.torch_device, self.memory.cpu_threads
             self.memory.kv = make_kv_cache(self.config, plan, device, threads)
+        self._logits.clear()
         longest = max((len(r.prompt) + r.sampling.max_tokens for r in requests), default=1)
         most = max((r.sampling.max_tokens for r in requests), default=1)
         self.table = make_table(min(self.policy.batch_size, max(1, len(requests))), longest, most)

@@ -12,6 +12,7 @@ from runtime.model_memory import ModelMemory
 from runtime.requests.request import Request
 
 SPREAD = 1.02  # of the need over its mean: lengths that leave and lengths that join differ
+FEW = 32  # blocks on the GPU for those that are not full
 HEADROOM = 3 << 30  # CPU memory left to everything else
 
 
@@ -25,7 +26,7 @@ def kv_plan(memory: ModelMemory, policy: Policy, requests: Sequence[Request], to
     resident = round(policy.kv_on_gpu * in_flight)
     longest = max((blocks_of(len(r.prompt) + r.sampling.max_tokens) for r in requests), default=1)
     mean = _mean_tokens(policy, requests, in_flight) if tokens is None else tokens / in_flight
-    gpu = max(longest, int(resident * mean / BLOCK)) if resident else 0
+    gpu = max(longest, int(resident * mean / BLOCK) + min(resident, FEW)) if resident else 0
     host = _host_blocks(in_flight - resident, mean) + longest if resident < in_flight else 0
     room = _host_room(memory)
     if host > room >= longest:
@@ -37,8 +38,8 @@ def kv_plan(memory: ModelMemory, policy: Policy, requests: Sequence[Request], to
 
 
 def _host_blocks(sequences: int, mean_tokens: float) -> int:
-    """With half a block more per sequence for the one that is not full. On the GPU nothing is added: its memory is full
-    to the brim under a good policy, and a few sequences less are admitted instead.
+    """With half a block more per sequence for the one that is not full. On the GPU hardly anything is added: its memory
+    is full to the brim under a good policy, and a few sequences less are admitted instead.
     """
     return math.ceil(SPREAD * sequences * (mean_tokens + BLOCK / 2) / BLOCK)
 

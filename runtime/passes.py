@@ -68,6 +68,7 @@ class PassRunner:
         with torch.inference_mode(), self.device.lane(Resource.GPU):
             state = self._state(batch, table)
             self._prime(state)
+        self._carried, self._carried_for = Carried(), None  # until the pass is through, nothing is known to be in place
         if self.last_run is not None and not self.keep_runs:
             self.device.recycle([*self.last_run.starts, *self.last_run.ends])
         self.last_run = self._pipeline.run(self._wiring(batch), lambda i, task: FUNCTIONS[task.kind](state, i, task))
@@ -135,6 +136,8 @@ class PassRunner:
         if paging.per_layer:
             self._carried.base, self._carried.per_layer = next_base(paging, state.carried.base), paging.per_layer
         self.memory.dense.next_pass()
+        if state.stages_weights and self._carried.pages:  # the next pass stages into buffers that are still copied from
+            self.device.host_wait(self._carried.pages[max(self._carried.pages)])
 
     def _collect(self, state: PassState) -> tuple[Slots, Slots, Tensor | None]:
         """Tokens to the host, once the GPU has them and all K, V are stored."""

@@ -100,11 +100,15 @@ def _fits(table: SequenceTable, pools: dict[str, BlockPool]) -> bool:
     return all(peak_blocks(*pool_demand(table, name == "gpu")) <= pool.num_blocks for name, pool in pools.items())
 
 
-def refusal(request: Request, policy: Policy, pools: dict[str, BlockPool], max_positions: int) -> str | None:
-    """Why a request can never run under the policy, or None."""
+def refusal(
+    request: Request, policy: Policy, pools: dict[str, BlockPool], max_positions: int, has_text: bool = True
+) -> str | None:
+    """Why a request can never run under the policy, or None. has_text: generated tokens can be turned into text."""
     prompt, coming = len(request.prompt), request.sampling.max_tokens
     if not prompt:
         return "the prompt is empty"
+    if request.sampling.stop and not has_text:
+        return "it has stop strings, which need a tokenizer to be found"
     if coming < 1:
         return f"max_tokens is {coming}; ask for at least one"
     if prompt + coming > max_positions:

@@ -1,4 +1,4 @@
-"""Where the runtime keeps weights and KV cache: nothing lost, nothing twice, nothing overwritten that is still to be read."""
+"""Where the runtime keeps weights and KV cache: nothing is lost, and nothing overwritten that is still to be read."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -217,7 +217,7 @@ def test_every_byte_of_a_region_is_in_one_page(paging: Paging, passes: int) -> N
         for page in pages:
             for piece in paging.pieces(page, base):
                 assert (piece.layer, piece.start) == (layer, at) and piece.stop >= piece.start
-                assert 0 <= piece.pool_start and piece.pool_start + piece.stop - piece.start <= paging.pool_bytes
+                assert piece.pool_start >= 0 and piece.pool_start + piece.stop - piece.start <= paging.pool_bytes
                 assert piece.pool_start % ALIGNMENT == 0
                 at = piece.stop
         assert not count or at == paging.region.nbytes

@@ -10,6 +10,9 @@ _KIB, _MIB, _GIB = 2**10, 2**20, 2**30
 _SHARE = 8  # no buffer takes more than this part of a memory, so that a few fit side by side
 
 
+BESIDE = 64 << 20  # bytes for activations, KV cache and copies
+
+
 @dataclass(frozen=True)
 class Effort:
     """At most `repeats` repeats of at least `shortest` seconds each, and about `seconds` in all per point."""
@@ -53,7 +56,8 @@ def make_plan(shapes: Shapes, dtype: str, gpu_usable: int, cpu_usable: int, quic
         if usable < 2 * expert_bytes + BESIDE:
             raise HrmError(
                 f"{usable / _GIB:.2f} GiB of {name} memory do not hold two experts of {shapes.model} "
-                f"({expert_bytes / _MIB:.1f} MiB each) and {BESIDE >> 20} MiB beside them; free some, raise --{name.lower()}-memory, or choose --model"
+                f"({expert_bytes / _MIB:.1f} MiB each) and {BESIDE >> 20} MiB beside them; free some, "
+                f"raise --{name.lower()}-memory, or choose --model"
             )
     return _quick(shapes) if quick else _full(shapes, expert_bytes, gpu_usable, cpu_usable)
 

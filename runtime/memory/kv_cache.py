@@ -57,6 +57,11 @@ class KvPlan:
     gpu_blocks: int
     lock: bool
 
+    def holds(self, other: "KvPlan") -> bool:
+        """Whether pools of this plan do for another: as large, and none where that has none."""
+        pairs = ((self.host_blocks, other.host_blocks), (self.gpu_blocks, other.gpu_blocks))
+        return all(mine >= need and (need > 0 or mine == 0) for mine, need in pairs)
+
 
 @dataclass
 class KvCache:
@@ -70,6 +75,10 @@ class KvCache:
     host_words: list[Tensor]
     pools: dict[str, BlockPool]
     _buffers: list[HostBuffer] = field(repr=False, default_factory=list)
+
+    def forget(self) -> None:
+        """All blocks are free again."""
+        self.pools = {name: BlockPool(pool.num_blocks) for name, pool in self.pools.items()}
 
     @property
     def host_bytes(self) -> int:

@@ -57,6 +57,8 @@ def kv_stage(state: PassState, index: int, task: Task) -> None:
     tables, pool = state.tables[only_micro_batch(task)].decode, state.memory.kv.host[task.layer]
     assert tables is not None
     shape = (len(tables.fetched_host), *pool.shape[1:])
+    if not shape[0]:
+        return
     host = state.memory.staging("kv_stage", state.kv_stages % KV_BUFFERS).host(shape, pool.dtype)
     state.kv_stages += 1
     torch.index_select(pool, 0, tables.fetched_host, out=host)
