@@ -11,7 +11,6 @@ that ran: bytes and work over the profile's measured rates, whatever is busiest.
 
 import argparse
 import json
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,6 @@ from hrm.predict.simulate import Simulator
 from hrm.search.refine import best_by_simulation
 from hrm.search.search import make_rates
 from hrm.spec.hardware import load_profile
-from hrm.spec.hardware_profile import HardwareProfile
 from hrm.spec.policy import Policy
 from hrm.spec.policy_file import load_policy
 from hrm.spec.units import parse_quantity
@@ -35,10 +33,10 @@ from hrm.spec.workload import workload_from_lengths
 from hrm.spec.workload_file import load_workload
 from runtime.checkpoint.synthetic import SyntheticCheckpoint, synthetic_checkpoint
 from runtime.cli.run_search import search_for
+from runtime.dtypes import DTYPES, torch_dtype
 from runtime.engine import Engine
+from runtime.profile_limits import capped
 from runtime.requests.random_prompts import read_prompt_lengths
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -57,18 +55,9 @@ def read_bytes(text: str | None, option: str) -> float | None:
     return None if text is None else parse_quantity(text, "bytes", option)
 
 
-def capped(profile: HardwareProfile, gpu: float | None, cpu: float | None) -> HardwareProfile:
-    """The profile with no more memory than stated, in bytes."""
-    for resource, level, limit in (("gpu_memory", profile.gpu, gpu), ("cpu_memory", profile.cpu, cpu)):
-        usable = level.memory_usable.value
-        if limit is not None and limit < usable:
-            profile = profile.with_scaled(resource, limit / usable)
-    return profile
-
-
 def make_setting(args: argparse.Namespace) -> Setting:
     """Model, workload, and the policy: of --policy, or searched for --requests (without end where not given)."""
-    model = synthetic_checkpoint(args.synthetic, args.layers, 0, DTYPES[args.dtype] if args.dtype else None)
+    model = synthetic_checkpoint(args.synthetic, args.layers, 0, torch_dtype(args.dtype) if args.dtype else None)
     lengths = load_workload(args.workload).prompt_lens if args.prompts is None else read_prompt_lengths(args.prompts)
     if not lengths:
         raise HrmError(f"--workload {args.workload}: states no single prompt lengths; use mtbench-questions")
@@ -106,14 +95,6 @@ def measure(args: argparse.Namespace, setting: Setting) -> dict[str, Any]:
         return {"load_seconds": load_seconds, "out_of_memory": True, "error": message, "memory": memory(engine)}
     finally:
         engine.close()
-        _join_queues()
-
-
-def _join_queues() -> None:
-    """Waits for the engine's threads, which must not be inside the library when the process ends."""
-    for thread in threading.enumerate():
-        if thread.name.startswith("queue "):
-            thread.join(5)
 
 
 def memory(engine: Engine) -> dict[str, Any]:
@@ -165,7 +146,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--synthetic", default="mixtral-8x7b", help="shipped model, or a config.json")
     parser.add_argument("--layers", type=int, help="only the first so many")
-    parser.add_argument("--dtype", choices=list(DTYPES), help="default: the config's")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: the config's")
     parser.add_argument("--profile", required=True)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--gpu-memory", help="such as 16GiB; held to by the allocator")

@@ -29,8 +29,7 @@ from transformers import DynamicCache
 
 from hrm.errors import HrmError
 from hrm.spec.units import parse_quantity
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from runtime.dtypes import DTYPES, torch_dtype
 
 
 def timed(device: torch.device, work: Callable[[], Any]) -> tuple[float, Any]:
@@ -168,7 +167,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="mixtral-8x7b", help="shipped model, or a config.json")
     parser.add_argument("--layers", type=int, help="only so many")
-    parser.add_argument("--dtype", choices=list(DTYPES), default="bf16")
+    parser.add_argument("--dtype", choices=DTYPES, default="bf16")
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--gpu-memory", default="16GiB", help="held to by the allocator")
     parser.add_argument("--max-memory", help="what accelerate is told, instead of what the batch leaves")
@@ -212,7 +211,7 @@ def main() -> None:
         if device.type == "cuda":
             total = torch.cuda.get_device_properties(device).total_memory
             torch.cuda.set_per_process_memory_fraction(min(1.0, gpu_limit(args) / total), device)
-        seconds, model = timed(device, lambda: build_model(args.model, args.layers, DTYPES[args.dtype], device))
+        seconds, model = timed(device, lambda: build_model(args.model, args.layers, torch_dtype(args.dtype), device))
         print(f"{model.total_bytes / 1e9:.1f} GB of weights written in {seconds:.1f} s", flush=True)
         machine, rows = describe_machine(args.device), []
         for row in measure_all(model, args):

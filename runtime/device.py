@@ -111,14 +111,26 @@ class CudaDevice:
         return float(since.elapsed_time(mark)) / 1e3
 
 
-def make_device(name: str) -> CpuDevice | CudaDevice:
-    """ "cpu", or "cuda" with an optional index.
+def choose_device(name: str | None) -> torch.device:
+    """ "cpu", "cuda" with an optional index, or None: the GPU where PyTorch finds one, else the CPU.
 
     Raises:
         HrmError: there is no such device.
     """
-    if name == "cpu":
-        return CpuDevice()
+    kind, colon, index = (name or ("cuda" if torch.cuda.is_available() else "cpu")).partition(":")
+    if kind not in ("cuda", "cpu") or (colon and not (kind == "cuda" and index.isdecimal())):
+        raise HrmError(f"device {name}: must be cuda, cuda with an index such as cuda:1, or cpu")
+    if kind == "cpu":
+        return torch.device("cpu")
     if not torch.cuda.is_available():
         raise HrmError(f"device {name}: PyTorch finds no CUDA GPU here; use --device cpu, where the CPU plays the GPU")
-    return CudaDevice(torch.device(name if ":" in name else f"{name}:0"))
+    found = torch.cuda.device_count()
+    if index and int(index) >= found:
+        raise HrmError(f"device {name}: PyTorch finds {found} CUDA GPUs here, counted from 0")
+    return torch.device("cuda", int(index) if index else torch.cuda.current_device())
+
+
+def make_device(name: str | None) -> CpuDevice | CudaDevice:
+    """Lanes on what `choose_device` chooses. Raises HrmError."""
+    device = choose_device(name)
+    return CpuDevice() if device.type == "cpu" else CudaDevice(device)

@@ -17,10 +17,10 @@ from runtime.finishing import finish_reason, text_of
 from runtime.kv_need import kv_plan
 from runtime.layouts import PolicyLayout, lay_out
 from runtime.load import load_memory
-from runtime.memory.kv_cache import make_kv_cache
+from runtime.memory.kv_cache import KvCache, KvPlan, make_kv_cache
 from runtime.passes import PassResult, PassRunner
 from runtime.progress import EngineProgress, PassRecord
-from runtime.prompts import Prompt, Tokenise, as_requests
+from runtime.prompts import Prompt, Tokenise, as_requests, beyond_vocabulary
 from runtime.requests.request import Completion, Refusal, Request, Sampling
 from runtime.scheduler import admit, refusal
 from runtime.sequences import Slots, make_table
@@ -67,6 +67,7 @@ class Engine:
         self.progress = EngineProgress()
         self._logits: dict[int, list[torch.Tensor]] = {}
         self.last_pass: PassResult | None = None
+        self._runs = 0
 
     @property
     def last_timeline(self) -> Timeline | None:
@@ -86,13 +87,20 @@ class Engine:
         self.make_room([r for r in asked if len(r.prompt) + r.sampling.max_tokens <= most])
         pools, waiting = self.memory.kv.pools, deque[Request]()
         for request in asked:
-            reason = refusal(request, self.policy, pools, most, self.detokenise is not None)
+            reason = beyond_vocabulary(request, self.config.vocab_size)
+            reason = reason or refusal(request, self.policy, pools, most, self.detokenise is not None)
             if reason is None:
                 waiting.append(request)
             else:
                 yield Refusal(request, reason)
+        self._runs += 1
+        mine = self._runs
         while waiting or self.table.active.any():
             yield from self.step(waiting)
+            if self._runs != mine:
+                raise HrmError(
+                    "engine: generate() was called again before this run was through; run one after the other"
+                )
 
     def step(self, waiting: deque[Request]) -> list[Completion]:
         """Takes in what fits of `waiting`, runs one pass, and returns what it finished."""
@@ -108,6 +116,12 @@ class Engine:
         self.progress.active, self.progress.waiting = int(self.table.active.sum()), len(waiting)
         return done
 
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Ends the engine's threads."""
         self.runner.close()
@@ -121,10 +135,11 @@ class Engine:
         if kv.plan.holds(plan):
             kv.forget()
         else:
-            kv.host.clear()
-            kv.gpu.clear()
+            del kv  # its memory is needed
+            self.memory.kv = KvCache(KvPlan(0, 0, plan.lock), [], [], [], {})
             device, threads = self.device.torch_device, self.memory.cpu_threads
             self.memory.kv = make_kv_cache(self.config, plan, device, threads)
+            self.device.synchronise()
         self._logits.clear()
         longest = max((len(r.prompt) + r.sampling.max_tokens for r in requests), default=1)
         most = max((r.sampling.max_tokens for r in requests), default=1)

@@ -13,14 +13,15 @@ from runtime.requests.request import Request
 
 SPREAD = 1.02  # of the need over its mean: lengths that leave and lengths that join differ
 FEW = 32  # blocks on the GPU for those that are not full
-HEADROOM = 3 << 30  # CPU memory left to everything else
+HEADROOM = 3 << 30  # CPU memory left to everything else, but no more than a quarter of it
 
 
 def kv_plan(memory: ModelMemory, policy: Policy, requests: Sequence[Request], tokens: int | None) -> KvPlan:
-    """Blocks in CPU memory and on the GPU for `tokens`, or for the policy's batch of `requests`.
+    """Blocks in CPU memory and on the GPU for `tokens`, or for the policy's batch of `requests`, as far as there is
+    room; requests that are too long for what that gives are the scheduler's to refuse.
 
     Raises:
-        HrmError: no room for even the longest request.
+        HrmError: CPU memory has no room for a single block.
     """
     in_flight = min(policy.batch_size, max(1, len(requests)))
     resident = round(policy.kv_on_gpu * in_flight)
@@ -29,10 +30,9 @@ def kv_plan(memory: ModelMemory, policy: Policy, requests: Sequence[Request], to
     gpu = max(longest, int(resident * mean / BLOCK) + min(resident, FEW)) if resident else 0
     host = _host_blocks(in_flight - resident, mean) + longest if resident < in_flight else 0
     room = _host_room(memory)
-    if host > room >= longest:
-        host = room
-    if host > room:
-        raise HrmError(f"KV cache: {host} blocks of {BLOCK} tokens are needed, CPU memory has room for {room}")
+    if host and not room:
+        raise HrmError(f"KV cache: {host} blocks of {BLOCK} tokens are needed, and CPU memory has room for none")
+    host = min(host, room)
     lock = memory.device.type == "cuda" and policy.host_weights == "page_locked"
     return KvPlan(host, gpu, lock)
 
@@ -59,7 +59,8 @@ def _mean_tokens(policy: Policy, requests: Sequence[Request], in_flight: int) ->
 def _host_room(memory: ModelMemory) -> int:
     """Blocks that available CPU memory holds."""
     per_block = block_bytes(memory.config) * memory.config.num_layers
-    return max(0, int((available_bytes() + memory.kv.host_bytes - HEADROOM) // per_block))
+    available = available_bytes() + memory.kv.host_bytes
+    return max(0, int((available - min(HEADROOM, available // 4)) // per_block))
 
 
 def available_bytes() -> int:

@@ -1,13 +1,11 @@
 """Loads a model's weights to where a policy wants them."""
 
 import os
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from hrm.spec.policy import Policy
 from runtime.checkpoint.source import WeightSource
 from runtime.checkpoint.synthetic import SyntheticCheckpoint
 from runtime.device import CpuDevice, CudaDevice
@@ -19,9 +17,6 @@ from runtime.memory.kv_cache import KvCache, KvPlan
 from runtime.model_memory import ModelMemory
 from runtime.models.common import global_names
 from runtime.models.family import Shapes
-
-if TYPE_CHECKING:
-    from runtime.engine import Engine
 
 FAST_RANDOM_BYTES = 4 << 30  # larger synthetic models get repeated random numbers
 SPARE_CORES = 8  # one of so many is left to the threads that feed the GPU
@@ -102,16 +97,3 @@ def _load_experts(
         )
 
     return load_experts(config, layout.experts, read, device, lock, threads, progress)
-
-
-def load_engine(
-    model: WeightSource,
-    policy: Policy,
-    device: str = "cuda",
-    gpu_memory: float | None = None,
-    detokenise: Callable[[Sequence[int]], str] | None = None,
-) -> "Engine":
-    """An engine with its weights in place. Raises as `Engine`."""
-    from runtime.engine import Engine
-
-    return Engine(model, policy, device, gpu_memory, detokenise)

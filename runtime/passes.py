@@ -2,19 +2,21 @@
 
 import time
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hrm.predict.timeline import Timeline
-from hrm.schedule.build import build_graph
-from hrm.schedule.task import Resource
-from runtime.batch import Batch, form_batch
+from hrm.schedule.build import build_graph, page_plan
+from hrm.schedule.slice import PassSlice
+from hrm.schedule.task import Resource, Task
+from runtime.batch import Batch, Rows, form_batch
 from runtime.carrying import carry_key, next_base, recount
 from runtime.device import CpuDevice, CudaDevice
 from runtime.layouts import PolicyLayout
+from runtime.memory.kv_cache import BLOCK
 from runtime.model_memory import ModelMemory
 from runtime.pass_run import PassRun
 from runtime.pipeline import Pipeline
@@ -55,6 +57,7 @@ class PassRunner:
     _pipeline: Pipeline = field(init=False)
     _carried: Carried = field(default_factory=Carried)
     _carried_for: object = None
+    _last_slice: PassSlice | None = None
     _wirings: OrderedDict[object, Wiring] = field(default_factory=OrderedDict)
 
     def __post_init__(self) -> None:
@@ -69,20 +72,24 @@ class PassRunner:
             state = self._state(batch, table)
             self._prime(state)
         self._carried, self._carried_for = Carried(), None  # until the pass is through, nothing is known to be in place
-        if self.last_run is not None and not self.keep_runs:
-            self.device.recycle([*self.last_run.starts, *self.last_run.ends])
+        before, self.last_run = self.last_run, None
+        if before is not None and not self.keep_runs:
+            self.device.recycle([*before.starts, *before.ends])
         self.last_run = self._pipeline.run(self._wiring(batch), lambda i, task: FUNCTIONS[task.kind](state, i, task))
         self._carry(state)
         slots, tokens, logits = self._collect(state)
+        self.last_run.perform, self._last_slice = _nothing, batch.slice  # the state's tensors are not kept
         return PassResult(slots, tokens, logits, batch, time.perf_counter() - began)
 
     @property
     def last_timeline(self) -> Timeline | None:
         """Measured starts and ends of the latest pass's tasks; waits for the device."""
-        if self.last_run is None:
+        if self.last_run is None or self._last_slice is None:
             return None
         self.device.synchronise()
-        return self.last_run.timeline(self.device)
+        timeline = self.last_run.timeline(self.device)
+        # passes of one structure share a graph: this one says what the latest carried
+        return replace(timeline, graph=build_graph(self.layout.sizes, self._last_slice, self.layout.policy))
 
     def close(self) -> None:
         """Ends the threads."""
@@ -90,10 +97,11 @@ class PassRunner:
 
     def _wiring(self, batch: Batch) -> Wiring:
         """The graph; passes of the same structure share one, where its pages do not depend on how many tokens."""
+        sizes, policy = self.layout.sizes, self.layout.policy
         on_demand = self.layout.placement.overlap == "on_demand"
-        key = (batch.structure, batch.slice if on_demand else None)
+        key = (batch.structure, page_plan(sizes, batch.slice, policy) if on_demand else None)
         if key not in self._wirings:
-            self._wirings[key] = Wiring(build_graph(self.layout.sizes, batch.slice, self.layout.policy))
+            self._wirings[key] = Wiring(build_graph(sizes, batch.slice, policy))
             if len(self._wirings) > MOST_GRAPHS:
                 self._wirings.popitem(last=False)
         self._wirings.move_to_end(key)
@@ -107,7 +115,10 @@ class PassRunner:
             self._carried_for = None
         staging = self.memory.staging("tables", None)
         tables = make_tables(batch, table, staging, self.device.torch_device)
-        self.memory.reserve_kv_buffers(max(0 if t.decode is None else len(t.decode.fetched_host) for t in tables))
+        self.memory.reserve_kv_buffers(max(_staged_blocks(rows, table) for rows in batch.rows))
+        sent = self.device.mark()
+        with self.device.lane(Resource.HTOD):  # whose first tasks wait for nothing else, and read the tables
+            self.device.order_after(sent)
         return PassState(
             self.device, self.memory, graph, paging, batch, tables, self._carried, keep_logits=self.keep_logits
         )
@@ -151,6 +162,16 @@ class PassRunner:
                 self.device.host_wait(self.device.mark())
         slots = [slot for j in places for slot in state.batch.rows[j].logit_slots]
         return np.array(slots, np.int64), found, logits
+
+
+def _nothing(index: int, task: Task) -> None:
+    """In the place of what a pass that is over performed."""
+
+
+def _staged_blocks(rows: Rows, table: SequenceTable) -> int:
+    """Blocks of K, V that cross for a micro-batch at the end of its sequences, so that its buffers never grow."""
+    streamed = rows.slots[rows.resident : rows.gpu_sequences]
+    return int((-(-(table.prompt[streamed] + table.target[streamed]) // BLOCK)).sum())
 
 
 def _reserve(table: SequenceTable, batch: Batch, memory: ModelMemory) -> None:

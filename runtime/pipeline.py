@@ -16,11 +16,12 @@ from queue import SimpleQueue
 
 import torch
 
-from hrm.schedule.task import Resource
+from hrm.schedule.task import Kind, Resource, Task
 from runtime.device import HOST_LANES, CpuDevice, CudaDevice
 from runtime.pass_run import AbortedError, PassRun, Perform
 from runtime.wiring import Wiring
 
+LOADS = (Kind.EMBEDDING_LOAD, Kind.HIDDEN_LOAD)
 SWITCH_SECONDS = 50e-6  # Python's default, 5 ms, is longer than most tasks take
 
 
@@ -47,12 +48,24 @@ class Pipeline:
         wiring.waits  # noqa: B018 - made before the threads ask for it
         for resource in wiring.threads:
             self._queue(resource).put(run)
-        for _ in wiring.threads:
-            self._done.get()
+        self._await(run)
         if run.failure is not None:
             self.device.synchronise()
             raise run.failure
         return run
+
+    def _await(self, run: PassRun) -> None:
+        """Until all threads are through; interrupted, it ends the pass and waits all the same."""
+        left, interrupted = len(run.wiring.threads), None
+        while left:
+            try:
+                self._done.get()
+                left -= 1
+            except BaseException as error:
+                interrupted = error
+                run.fail(error)
+        if interrupted is not None:
+            raise interrupted
 
     def close(self) -> None:
         """Ends the threads."""
@@ -80,6 +93,7 @@ class Pipeline:
                     pass
                 except BaseException as error:
                     run.fail(error)
+                run = None  # a pass that is over holds the model's memory
                 self._done.put(resource)
 
     def _run_queue(self, thread: Resource, run: PassRun) -> None:
@@ -87,18 +101,22 @@ class Pipeline:
         for i in run.wiring.threads[thread]:
             task = tasks[i]
             self.device.enter(task.resource)
-            self._wait(i, task.resource, run)
+            self._wait(i, task, run)
             run.starts[i] = self.device.mark()
             run.perform(i, task)
             run.ends[i] = self.device.mark()
             run.advance(task.resource)
 
-    def _wait(self, index: int, resource: Resource, run: PassRun) -> None:
+    def _wait(self, index: int, task: Task, run: PassRun) -> None:
+        """For all that the task comes after. Prompts' hidden states are allocated once earlier ones are gone, not once
+        that is merely queued, so their load waits on the host.
+        """
+        on_host = task.resource in HOST_LANES or (task.kind in LOADS and task.work.prompt_tokens > 0)
         for before, other, position in run.wiring.waits[index]:
             run.wait_issued(other, position + 1)
             mark = run.ends[before]
             assert mark is not None
-            if resource in HOST_LANES:
+            if on_host:
                 self.device.host_wait(mark)
             elif other not in HOST_LANES:
                 self.device.order_after(mark)

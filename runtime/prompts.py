@@ -9,6 +9,12 @@ Prompt = Request | str | Sequence[int]
 Tokenise = Callable[[str], Sequence[int]]
 
 
+def beyond_vocabulary(request: Request, vocab_size: int) -> str | None:
+    """Which token id the model does not have, or None."""
+    strange = [token for token in request.prompt if not 0 <= token < vocab_size]
+    return f"token id {strange[0]} lies outside the model's vocabulary of {vocab_size:,}" if strange else None
+
+
 def as_requests(prompts: Iterable[Prompt], sampling: Sampling | None, tokenise: Tokenise | None) -> list[Request]:
     """A request per prompt, in order: itself, or text or token ids with `sampling`, named by its place.
 

@@ -14,6 +14,8 @@ from runtime.memory.kv_cache import BLOCK, BlockPool, blocks_of
 from runtime.requests.request import Request
 from runtime.sequences import SequenceTable, Slots
 
+SEEDS = 1 << 63
+
 
 @dataclass(frozen=True)
 class Demand:
@@ -78,15 +80,29 @@ def _admit(
         slot = int(next(slots))
         table.enter(slot, waiting.popleft(), _home(table, policy))
         candidates.append(slot)
-    step = max(1, len(candidates) // 16)
-    while candidates and not _fits(table, pools):
-        for slot in reversed(candidates[-step:]):
-            request = table.requests[slot]
-            assert request is not None
-            table.active[slot] = False
-            waiting.appendleft(request)
-        del candidates[-step:]
-    return candidates
+    kept = _most_that_fit(table, candidates, pools)
+    for slot in reversed(candidates[kept:]):
+        request = table.requests[slot]
+        assert request is not None
+        table.active[slot] = False
+        waiting.appendleft(request)
+    return candidates[:kept]
+
+
+def _most_that_fit(table: SequenceTable, candidates: list[int], pools: dict[str, BlockPool]) -> int:
+    """How many of the first candidates the pools hold to their end; found by halving, as the need grows with each."""
+    fit, too_many = 0, len(candidates) + 1
+    number = len(candidates)
+    while too_many - fit > 1:
+        table.active[candidates] = False
+        table.active[candidates[:number]] = True
+        if _fits(table, pools):
+            fit = number
+        else:
+            too_many = number
+        number = (fit + too_many) // 2
+    table.active[candidates] = True
+    return fit
 
 
 def _home(table: SequenceTable, policy: Policy) -> bool:
@@ -107,6 +123,8 @@ def refusal(
     prompt, coming = len(request.prompt), request.sampling.max_tokens
     if not prompt:
         return "the prompt is empty"
+    if not -SEEDS <= request.sampling.seed < SEEDS:
+        return f"its seed {request.sampling.seed} has more than 64 bits"
     if request.sampling.stop and not has_text:
         return "it has stop strings, which need a tokenizer to be found"
     if coming < 1:

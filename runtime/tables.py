@@ -27,13 +27,15 @@ from runtime.table_arrays import (
 class DecodeTables:
     """Of a decoding micro-batch's sequences, classes as in `Rows`.
 
-    gpu_lengths: [resident + streamed]; resident_table, staged_table: blocks in the GPU's pool [resident, most], and in
-    the staging buffer [streamed, most]; fetched: blocks of the host pool in order of staging [blocks];
-    resident_home: block and offset of the new token, [2, resident]. On the CPU: cpu_table [cpu, most] int32,
-    cpu_lengths [cpu] int32; store: block and offset of the streamed sequences' new token, [2, streamed].
+    gpu_lengths: [resident + streamed]; gpu_blocks: how many blocks each of these has; resident_table, staged_table:
+    blocks in the GPU's pool [resident, most], and in the staging buffer [streamed, most]; fetched: blocks of the host
+    pool in order of staging [blocks]; resident_home: block and offset of the new token, [2, resident]. On the CPU:
+    cpu_table [cpu, most] int32, cpu_lengths [cpu] int32; store: block and offset of the streamed sequences' new
+    token, [2, streamed].
     """
 
     gpu_lengths: Tensor
+    gpu_blocks: tuple[int, ...]
     resident_table: Tensor
     resident_home: Tensor
     staged_table: Tensor
@@ -107,7 +109,8 @@ class _Draft:
         rows, add = self.rows, self.upload.add
         resident, streamed, on_cpu = np.split(rows.slots, [rows.resident, rows.gpu_sequences])
         lengths = self.table.cached
-        self.gpu_lengths = add(lengths[rows.slots[: rows.gpu_sequences]])
+        attended = lengths[rows.slots[: rows.gpu_sequences]]
+        self.gpu_lengths, self.gpu_blocks = add(attended), tuple((-(-attended // BLOCK)).tolist())
         self.resident_table = add(padded_table(self.table, resident))
         self.resident_home = add(last_token(self.table, resident))
         counts = -(-lengths[streamed] // BLOCK)
@@ -146,6 +149,7 @@ class _Draft:
         longest = int(self.table.cached[self.on_cpu].max(initial=0))
         decode = DecodeTables(
             gpu_lengths=view_of(sent, self.gpu_lengths),
+            gpu_blocks=self.gpu_blocks,
             resident_table=view_of(sent, self.resident_table),
             resident_home=view_of(sent, self.resident_home),
             staged_table=view_of(sent, self.staged_table),

@@ -307,25 +307,27 @@ def test_equal_requests_all_fit_as_planned(name: str, count: int) -> None:
     run.one_pass()
     in_flight = min(count, policy.batch_size)
     assert int(run.table.active.sum()) == in_flight
-    assert run.pools["gpu"].num_blocks == round(policy.kv_on_gpu * in_flight) * 4  # no more than the policy plans
+    resident = round(policy.kv_on_gpu * in_flight)
+    assert run.pools["gpu"].num_blocks <= resident * 4 + kv_need.FEW  # hardly more than the policy plans
 
 
 def test_stated_tokens_decide_the_size() -> None:
     pools = plan_pools(make_policy("auto", 3, 3, **HALF), [request(4, 4)] * 9, tokens=9 * 64 * BLOCK)
     resident = round(0.5 * 9)
-    assert pools["gpu"].num_blocks == resident * 64
+    assert resident * 64 <= pools["gpu"].num_blocks <= resident * 65
     assert (9 - resident) * 64 <= pools["host"].num_blocks <= (9 - resident) * 64 * 1.05
 
 
 def test_too_little_cpu_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Less than the batch needs is taken as it is; less than one request is an error."""
+    """Less than the batch needs is taken as it is; none at all is an error."""
     requests = [request(40, 24, str(i)) for i in range(9)]
     per_block = block_bytes(CONFIG) * CONFIG.num_layers
-    for room in (4, 7):
-        monkeypatch.setattr(kv_need, "available_bytes", lambda room=room: kv_need.HEADROOM + room * per_block)
+    for room in (3, 4, 7):
+        available = -(-room * per_block * 4 // 3)  # a quarter is left to everything else
+        monkeypatch.setattr(kv_need, "available_bytes", lambda available=available: available)
         assert plan_pools(POLICIES["cgopipe"], requests)["host"].num_blocks == room
-    monkeypatch.setattr(kv_need, "available_bytes", lambda: kv_need.HEADROOM + 3 * per_block)
-    with pytest.raises(HrmError, match=r"KV cache: .* CPU memory has room for 3"):
+    monkeypatch.setattr(kv_need, "available_bytes", lambda: per_block)
+    with pytest.raises(HrmError, match=r"KV cache: .* CPU memory has room for none"):
         plan_pools(POLICIES["cgopipe"], requests)
 
 

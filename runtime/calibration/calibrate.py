@@ -5,11 +5,12 @@ from pathlib import Path
 
 from hrm.spec.model_config import load_model
 from runtime.calibration.disk import check_directory
-from runtime.calibration.machine import choose_device, machine_facts
+from runtime.calibration.machine import machine_facts
 from runtime.calibration.measure import Progress, choose_dtype, measure
 from runtime.calibration.plan import make_plan
 from runtime.calibration.results import Calibration
 from runtime.calibration.shapes import shapes_of
+from runtime.device import choose_device
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from runtime.calibration.numbers import (
 )
 from runtime.calibration.results import Calibration, Spread, Timing
 from runtime.calibration.steps import fastest_copy, streaming
-from runtime.kv_need import HEADROOM
+from runtime.host_memory import RESERVE
 
 GPU_OVERHEAD_WORDS = "tasks before and after attention on one token of a tiny model, one after the other"
 CPU_OVERHEAD_WORDS = "decode attention over one block of KV a sequence, no more than gives every thread a piece"
@@ -125,5 +125,5 @@ def _cpu_capacity_note(calibration: Calibration) -> str:
 
 
 def _cpu_usable_note(has_gpu: bool) -> str:
-    made = f"available once the CUDA context was made, less {format_bytes(HEADROOM)} for the process and the system"
-    return made if has_gpu else "available, less the part that plays GPU memory"
+    less = f"less {format_bytes(RESERVE)}, or a quarter where that is less, for the process and the system"
+    return f"available once the CUDA context was made, {less}" if has_gpu else "available, less the part that plays GPU memory"

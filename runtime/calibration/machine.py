@@ -9,23 +9,12 @@ from pathlib import Path
 
 import torch
 
-from hrm.errors import HrmError, ProfileError
+from hrm.errors import ProfileError
 from hrm.spec.hardware_checks import pcie_limit
 from runtime.calibration.machine_memory import MemorySizes, cpu_only_memory, gpu_machine_memory
 from runtime.calibration.results import MachineFacts
 
 _CPUINFO = Path("/proc/cpuinfo")
-
-
-def choose_device(name: str | None) -> torch.device:
-    """ "cuda", "cpu", or by default the GPU where PyTorch sees one. Raises HrmError for another or a missing one."""
-    if name not in (None, "cuda", "cpu"):
-        raise HrmError(f"--device {name}: must be cuda or cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise HrmError("--device cuda: PyTorch sees no CUDA device; leave it out or take --device cpu")
-    if name == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", torch.cuda.current_device())
 
 
 def machine_facts(device: torch.device, gpu_memory: int | None, cpu_memory: int | None) -> MachineFacts:

@@ -1,17 +1,14 @@
 """How much memory a program can use here: found, or stated by the user."""
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from hrm.errors import HrmError
 from hrm.spec.units import format_bytes
-from runtime.kv_need import HEADROOM
+from runtime.host_memory import available_bytes, reserve_bytes, total_bytes
 
 GPU_RESERVE = 256 << 20  # workspaces of matrix libraries and gaps between blocks: 170 MiB seen under 16 GiB
-_MEMINFO = Path("/proc/meminfo")
 
 
 @dataclass(frozen=True)
@@ -36,8 +33,8 @@ def gpu_machine_memory(device: torch.device, gpu_memory: int | None, cpu_memory:
         raise HrmError(f"--gpu-memory {format_bytes(gpu_memory)}: only {format_bytes(free)} are free; state less")
     limit = free if gpu_memory is None else gpu_memory
     torch.cuda.set_per_process_memory_fraction(limit / gpu_total, device)
-    total, available = cpu_memory_bytes()
-    cpu_usable = available - HEADROOM if cpu_memory is None else cpu_memory
+    total, available = total_bytes(), available_bytes()
+    cpu_usable = available - reserve_bytes(available) if cpu_memory is None else cpu_memory
     return MemorySizes(gpu_total, limit - GPU_RESERVE, max(total, cpu_usable), cpu_usable)
 
 
@@ -47,7 +44,7 @@ def cpu_only_memory(gpu_memory: int | None, cpu_memory: int | None) -> MemorySiz
     Raises:
         HrmError: a part that leaves nothing for the other one.
     """
-    total, available = cpu_memory_bytes()
+    total, available = total_bytes(), available_bytes()
     if gpu_memory is None and cpu_memory is None:
         gpu_memory = available // 2
     for name, part, other in (("--gpu-memory", gpu_memory, cpu_memory), ("--cpu-memory", cpu_memory, gpu_memory)):
@@ -59,14 +56,3 @@ def cpu_only_memory(gpu_memory: int | None, cpu_memory: int | None) -> MemorySiz
     gpu = available - (cpu_memory or 0) if gpu_memory is None else gpu_memory
     cpu = available - gpu if cpu_memory is None else cpu_memory
     return MemorySizes(max(total, gpu), gpu, max(total, cpu), cpu)
-
-
-def cpu_memory_bytes() -> tuple[int, int]:
-    """(total, available) bytes as the operating system reports them; where it reports no more, free pages."""
-    if _MEMINFO.is_file():
-        lines = (line.split() for line in _MEMINFO.read_text(encoding="utf-8").splitlines())
-        kib = {words[0].rstrip(":"): int(words[1]) for words in lines if len(words) > 1}
-        if "MemAvailable" in kib:
-            return kib["MemTotal"] * 1024, kib["MemAvailable"] * 1024
-    page = os.sysconf("SC_PAGE_SIZE")
-    return os.sysconf("SC_PHYS_PAGES") * page, os.sysconf("SC_AVPHYS_PAGES") * page

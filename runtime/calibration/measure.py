@@ -19,9 +19,9 @@ from runtime.calibration.overhead import measure_overhead
 from runtime.calibration.plan import Plan
 from runtime.calibration.results import Calibration, ContentionResult, LinkResult, MachineFacts, Spread, Timing
 from runtime.calibration.timing import warm_up
+from runtime.dtypes import DTYPES, torch_dtype
 from runtime.kernels.cpu_attention import attention_backend
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 Progress = Callable[[int, int], None]
 T = TypeVar("T")
 _CPU = torch.device("cpu")
@@ -53,7 +53,7 @@ def measure(
     Raises:
         HrmError: a disk that cannot be measured.
     """
-    done, on_gpu, kind = itertools.count(1), machine.has_gpu, DTYPES[dtype]
+    done, on_gpu, kind = itertools.count(1), machine.has_gpu, torch_dtype(dtype)
     gpu_kv_bytes = plan.gpu_kv_bytes if on_gpu else plan.kv_bytes // 4  # SDPA over a mask is slow on a CPU
 
     def step(run: Callable[[], T]) -> T:
@@ -114,5 +114,5 @@ def _linear(plan: Plan, dtypes: tuple[str, ...], device: torch.device) -> dict[s
     results: dict[str, tuple[Timing, ...]] = {}
     for dtype in dtypes:
         if dtype not in results and _supports(device, dtype):
-            results[dtype] = measure_linear(plan, DTYPES[dtype], device, rows[-_PEAK_ROWS:] if results else rows)
+            results[dtype] = measure_linear(plan, torch_dtype(dtype), device, rows[-_PEAK_ROWS:] if results else rows)
     return results

@@ -95,9 +95,19 @@ def _run(options: RunOptions, json: bool) -> None:
 
 def _engine(source: RunSource, policy: Policy, device: str, gpu_memory: float | None) -> Engine:
     """The one place where a model meets its policy."""
-    from runtime.load import load_engine
+    from hrm.cli.progress import progress_bar
+    from runtime.engine import Engine
 
-    return load_engine(source.weights, policy, device=device, gpu_memory=gpu_memory, detokenise=source.detokenise)
+    with progress_bar("layers loaded") as update:
+        return Engine(
+            source.weights,
+            policy,
+            device,
+            gpu_memory,
+            detokenise=source.detokenise,
+            tokenise=source.tokenise,
+            progress=update,
+        )
 
 
 def _write_timeline(summary: RunSummary, trace: Path | None, plot: Path | None) -> None:

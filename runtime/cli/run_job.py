@@ -33,10 +33,11 @@ def run_job(options: RunOptions, entries: tuple[Entry, ...] | None, make_engine:
         HrmError: whatever cannot be opened, fits nowhere or cannot be written; what is finished is kept.
     """
     from runtime.cli.run_source import open_source
+    from runtime.device import choose_device
 
     with _output(options) as output:
         source = open_source(options, entries)
-        device = _device(options)
+        device = choose_device(options.device).type
         waiting = _waiting(source, output)
         earlier = output.earlier.policy if output is not None and output.earlier is not None else None
         chosen = _choose(options, earlier, source, waiting)
@@ -59,12 +60,6 @@ def _output(options: RunOptions) -> Iterator[OutputFile | None]:
         except KeyboardInterrupt:
             print(f"{options.output} keeps what is finished; continue with --resume", file=sys.stderr)
             raise
-
-
-def _device(options: RunOptions) -> str:
-    import torch
-
-    return options.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _waiting(source: RunSource, output: OutputFile | None) -> tuple[Request | Refusal, ...]:

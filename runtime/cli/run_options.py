@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hrm.errors import HrmError
+from runtime.dtypes import DTYPES
 
 if TYPE_CHECKING:
     from runtime.requests.output_file import Mode
 
-DTYPES = ("fp32", "bf16", "fp16")
 DEVICES = ("cuda", "cpu")
 
 

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from hrm.predict.rates import Rates
-    from hrm.spec.hardware import HardwareProfile
     from hrm.spec.model import ModelSpec
     from hrm.spec.policy import Policy
     from runtime.cli.run_options import RunOptions
@@ -74,22 +73,15 @@ def _rates(options: RunOptions, spec: ModelSpec, requests: Sequence[Request]) ->
     from hrm.search.search import make_rates
     from hrm.spec.hardware import load_profile
     from hrm.spec.workload import workload_from_lengths
+    from runtime.profile_limits import capped
 
     if options.profile is None or not requests:
         return None
-    profile = load_profile(options.profile)
-    if options.gpu_memory is not None:
-        profile = _capped(profile, options.gpu_memory)
+    profile = capped(load_profile(options.profile), options.gpu_memory)
     lengths = [len(request.prompt) for request in requests]
     mean = round(sum(request.sampling.max_tokens for request in requests) / len(requests))
     workload = workload_from_lengths(lengths, max(1, mean), False, "input", "requests")
     return make_rates(profile, spec, workload)
-
-
-def _capped(profile: HardwareProfile, gpu_memory: float) -> HardwareProfile:
-    """The profile with no more GPU memory than the run may use."""
-    usable = profile.gpu.memory_usable.value
-    return profile.with_scaled("gpu_memory", gpu_memory / usable) if gpu_memory < usable else profile
 
 
 def _predict(rates: Rates, policy: Policy, requests: Sequence[Request]) -> float:

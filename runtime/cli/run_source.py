@@ -23,13 +23,14 @@ SYNTHETIC_SEED = 0  # of random weights
 class RunSource:
     """A model with what is asked of it. `entries` and `requests` go together, one by one, in the order of the input.
 
-    model_hash tells the model's weights and tokenizer from others. detokenise is None without a tokenizer.
+    model_hash tells the model's weights and tokenizer from others. tokenise, detokenise: None without a tokenizer.
     """
 
     weights: WeightSource
     model_hash: str
     entries: tuple[Entry, ...]
     requests: tuple[Request | Refusal, ...]
+    tokenise: Callable[[str], Sequence[int]] | None
     detokenise: Callable[[Sequence[int]], str] | None
 
 
@@ -63,18 +64,17 @@ def open_source(options: RunOptions, entries: tuple[Entry, ...] | None) -> RunSo
     entries = _random_entries(options, vocab_size) if entries is None else entries
     tokenizer = _tokenizer(options, entries)
     requests = tokenise(entries, tokenizer, _template(options), vocab_size)
-    return RunSource(weights, model_hash, entries, requests, tokenizer.decode if tokenizer else None)
+    tokenise_text, detokenise = (tokenizer.encode, tokenizer.decode) if tokenizer else (None, None)
+    return RunSource(weights, model_hash, entries, requests, tokenise_text, detokenise)
 
 
 def _open_weights(options: RunOptions) -> tuple[WeightSource, str]:
-    import torch
-
     from runtime.checkpoint.checkpoint import Checkpoint
     from runtime.checkpoint.synthetic import synthetic_checkpoint
+    from runtime.dtypes import torch_dtype
     from runtime.requests.checkpoint_hash import hash_checkpoint, hash_synthetic
 
-    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    dtype = None if options.dtype is None else dtypes[options.dtype]
+    dtype = None if options.dtype is None else torch_dtype(options.dtype)
     if options.model is not None:
         return Checkpoint.open(options.model, dtype), hash_checkpoint(options.model)
     assert options.synthetic is not None  # check() has seen to it

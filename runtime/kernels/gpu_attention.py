@@ -4,6 +4,7 @@ B sequences, T tokens, N query heads, K key-value heads, D head_dim, G = N / K q
 of context rounded up to blocks.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,22 +15,41 @@ PADDED_ELEMENTS = 1 << 24  # of keys gathered at a time: bounds the memory of de
 
 
 def decode_attention(
-    qkv: Tensor, blocks: Tensor, table: Tensor, lengths: Tensor, num_heads: int, scale: float
+    qkv: Tensor,
+    blocks: Tensor,
+    table: Tensor,
+    lengths: Tensor,
+    num_heads: int,
+    scale: float,
+    counts: Sequence[int] | None = None,
 ) -> Tensor:
     """qkv [B, N + 2 K, D] of the current tokens; blocks [blocks, 2, K, block, D]; table [B, most] int64 rows of blocks;
     lengths [B] int64, the current token included -> [B, N D].
 
-    The current token's K, V need not be in `blocks`. Sequences go in groups of bounded memory; each is padded to the
-    longest of its group, so neighbours should be of similar length.
+    The current token's K, V need not be in `blocks`. counts: blocks of each sequence, where the host knows them.
+    Sequences go in groups of bounded memory; each is padded to the longest of its group, so neighbours should be of
+    similar length.
     """
     kv_heads, block, dim = blocks.shape[2], blocks.shape[3], blocks.shape[4]
     batch, most = table.shape
     out = torch.empty(batch, num_heads * dim, dtype=qkv.dtype, device=qkv.device)
-    step = max(1, PADDED_ELEMENTS // max(1, most * block * kv_heads * dim))
-    for start in range(0, batch, step):
-        rows = slice(start, start + step)
-        out[rows] = _padded(qkv[rows], blocks, table[rows], lengths[rows], num_heads, scale)
+    widths = [most] * batch if counts is None else counts
+    for rows, width in _bounded_groups(widths, PADDED_ELEMENTS // (block * kv_heads * dim)):
+        out[rows] = _padded(qkv[rows], blocks, table[rows, :width], lengths[rows], num_heads, scale)
     return out
+
+
+def _bounded_groups(widths: Sequence[int], most: int) -> Iterator[tuple[slice, int]]:
+    """Neighbours whose number times the widest is at most `most` (or one alone), with that width."""
+    start, widest = 0, 0
+    for i, width in enumerate(widths):
+        wider = max(widest, width)
+        if i > start and (i + 1 - start) * wider > most:
+            yield slice(start, i), widest
+            start, wider = i, width
+        widest = wider
+    if widths:
+        yield slice(start, len(widths)), widest
 
 
 def _padded(qkv: Tensor, blocks: Tensor, table: Tensor, lengths: Tensor, num_heads: int, scale: float) -> Tensor:
@@ -49,6 +69,8 @@ def _padded(qkv: Tensor, blocks: Tensor, table: Tensor, lengths: Tensor, num_hea
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """q [T, N, D] of a prompt's last T tokens, k and v [S, K, D] of all up to there, S >= T -> [T, N D]."""
     tokens, total = q.shape[0], k.shape[0]
+    if attends_ragged(q):
+        return _flash(q, k, v, _ends(tokens, q.device), _ends(total, q.device), tokens, total, scale).flatten(1)
     mask = None
     if tokens < total:
         mask = torch.ones(tokens, total, dtype=torch.bool, device=q.device).tril(total - tokens)
@@ -68,8 +90,20 @@ def ragged_causal_attention(q: Tensor, k: Tensor, v: Tensor, borders: Tensor, lo
     """Prompts one behind the other, each attending to itself. q [T, N, D], k and v [T, K, D], borders [B + 1] int32:
     rows at which prompts begin, and T -> [T, N, D].
     """
+    return _flash(q, k, v, borders, borders, longest, longest, scale)
+
+
+def _ends(tokens: int, device: torch.device) -> Tensor:
+    """[0, tokens], made on the device: a copy would stand behind the weights."""
+    return torch.arange(0, tokens + 1, tokens, dtype=torch.int32, device=device)
+
+
+def _flash(
+    q: Tensor, k: Tensor, v: Tensor, q_borders: Tensor, k_borders: Tensor, q_longest: int, k_longest: int, scale: float
+) -> Tensor:
+    """Causal, the last query with the last key; [T, N, D]."""
     out: Tensor = torch.ops.aten._flash_attention_forward(
-        q, k, v, borders, borders, longest, longest, 0.0, True, False, scale=scale
+        q, k, v, q_borders, k_borders, q_longest, k_longest, 0.0, True, False, scale=scale
     )[0]
     return out
 

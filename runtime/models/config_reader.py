@@ -6,15 +6,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from hrm.errors import ModelConfigError
 from hrm.spec.config_fields import ConfigFields
 from hrm.spec.model import FfnSpec, ModelSpec
 from hrm.spec.model_config import model_from_hf
+from runtime.dtypes import torch_dtype
 from runtime.models.config import ModelConfig
-
-TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def decoder_config(raw: Mapping[str, object], where: str, **family: Any) -> ModelConfig:
@@ -60,7 +57,7 @@ def _sizes(fields: ConfigFields, spec: ModelSpec, raw: Mapping[str, object], whe
         qk_norm="none",
         clip_qkv=None,
         tie_word_embeddings=spec.tie_word_embeddings,
-        dtype=TORCH_DTYPES[spec.dtype],
+        dtype=torch_dtype(spec.dtype),
         eos_token_ids=eos_token_ids(raw, where),
         max_position_embeddings=fields.size("max_position_embeddings", 2**30),
     )

@@ -85,15 +85,16 @@ def gpu_attention(state: PassState, index: int, task: Task) -> None:
 def _attend_decoding(state: PassState, j: int, layer: int) -> None:
     rows, tables, memory = state.batch.rows[j], state.tables[j].decode, state.memory
     assert tables is not None
-    config, qkv, r, g = memory.config, state.qkv[j], rows.resident, rows.gpu_sequences
-    out, heads, scale = state.attended[j], config.num_attention_heads, config.head_dim**-0.5
+    qkv, r, g, out = state.qkv[j], rows.resident, rows.gpu_sequences, state.attended[j]
+    shape = memory.config.num_attention_heads, memory.config.head_dim**-0.5
+    lengths, counts = tables.gpu_lengths, tables.gpu_blocks
     if r:
         pool, home = memory.kv.gpu[layer], tables.resident_home
         pool[home[0], :, :, home[1]] = new_kv(state, qkv[:r])
-        out[:r] = decode_attention(qkv[:r], pool, tables.resident_table, tables.gpu_lengths[:r], heads, scale)
+        out[:r] = decode_attention(qkv[:r], pool, tables.resident_table, lengths[:r], *shape, counts[:r])
     if g > r:
         staged = state.staged_kv.pop((layer, j))
-        out[r:g] = decode_attention(qkv[r:g], staged, tables.staged_table, tables.gpu_lengths[r:], heads, scale)
+        out[r:g] = decode_attention(qkv[r:g], staged, tables.staged_table, lengths[r:], *shape, counts[r:])
 
 
 def _attend_prompts(state: PassState, j: int, layer: int) -> None:

@@ -17,7 +17,6 @@ def embedding_load(state: PassState, index: int, task: Task) -> None:
     embedding = state.memory.embedding
     host = staging.host((len(tokens), embedding.shape[1]), embedding.dtype)
     torch.index_select(embedding, 0, tokens, out=host)
-    state.wait_for_room(j)
     state.hidden[j] = out = torch.empty(host.shape, dtype=host.dtype, device=state.torch_device)
     staging.load(out, by_kernel=task.resource == Resource.ZERO_COPY)
     state.hand_over(out, Resource.GPU)
@@ -29,6 +28,8 @@ def hidden_store(state: PassState, index: int, task: Task) -> None:
     if state.uses_cpu_experts(task.layer, j) and (task.layer, j) not in state.sent_to_cpu:
         _send_to_cpu(state, task.layer, j)
         return
+    for part in (state.hidden[j], *([state.from_cpu[j]] if j in state.from_cpu else [])):
+        state.hand_over(part, Resource.DTOH)  # their sum, where there is one, is made in this lane
     hidden = state.hand_over(state.complete_hidden(j), Resource.DTOH)
     del state.hidden[j]
     state.memory.staging("hidden", j).host(tuple(hidden.shape), hidden.dtype).copy_(hidden, non_blocking=True)
@@ -51,8 +52,6 @@ def hidden_load(state: PassState, index: int, task: Task) -> None:
     waiting = task.micro_batch is not None and task.micro_batch in state.spilled
     name = "hidden" if waiting else "cpu_out"
     tokens = sum(len(state.batch.rows[j].tokens) for j in state.members(task.micro_batch))
-    if waiting:
-        state.wait_for_room(only_micro_batch(task))
     out = torch.empty((tokens, hidden_size), dtype=dtype, device=state.torch_device)
     state.memory.staging(name, task.micro_batch).load(out, by_kernel)
     state.hand_over(out, Resource.GPU)

@@ -129,11 +129,6 @@ class PassState:
             tensor.record_stream(self.device.stream(resource))
         return tensor
 
-    def wait_for_room(self, micro_batch: int) -> None:
-        """Prompts' hidden states are allocated once earlier ones are gone, not once that is merely queued."""
-        if self.batch.rows[micro_batch].is_prefill:
-            self.device.host_wait(self.device.mark())
-
     def complete_hidden(self, micro_batch: int) -> Tensor:
         """A micro-batch's hidden states after a layer, with what the CPU's experts added."""
         added = self.from_cpu.pop(micro_batch, None)

@@ -7,8 +7,8 @@ from hrm.errors import HrmError
 from hrm.schedule.registry import schedule_names
 from hrm.spec.suggest import unknown_name
 from hrm.spec.units import parse_quantity
+from runtime.dtypes import DTYPES
 
-DTYPES = ("fp32", "bf16", "fp16")
 DEVICES = ("cuda", "cpu")
 DEFAULT_MODEL = "mixtral-tiny"
 TINY_GPU_MEMORY = float(40 << 20)  # of the default model, so that some of its weights are streamed

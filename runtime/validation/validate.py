@@ -11,10 +11,12 @@ from hrm.predict.machine import Machine
 from hrm.predict.rates import Rates
 from hrm.spec.hardware import HardwareProfile, load_profile
 from hrm.spec.precision import Precision
-from runtime.calibration.machine import choose_device
 from runtime.checkpoint.checkpoint import Checkpoint
 from runtime.checkpoint.source import WeightSource
 from runtime.checkpoint.synthetic import synthetic_checkpoint
+from runtime.device import choose_device
+from runtime.dtypes import dtype_name, torch_dtype
+from runtime.profile_limits import capped
 from runtime.validation.bench import Bench
 from runtime.validation.cases import Case, Plan, RatesAt, make_plan
 from runtime.validation.check import CheckedRun, check_case
@@ -23,8 +25,6 @@ from runtime.validation.options import DEFAULT_MODEL, ValidateOptions
 from runtime.validation.report import NotRun, RunCheck, ValidationReport
 from runtime.validation.workloads import search_workload
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
 Update = Callable[[int, int], None]
 Progress = Callable[[str], AbstractContextManager[Update]]
 
@@ -71,7 +71,7 @@ def validate(options: ValidateOptions, progress: Progress) -> Validation:
     device = choose_device(options.device)
     model = open_model(options)
     profile, limit = machine_profile(options, device)
-    dtype = NAMES[model.config.dtype]
+    dtype = dtype_name(model.config.dtype)
     machine = Machine(profile, Precision(dtype, dtype, dtype, dtype))
     rates = {c: Rates(model.spec, search_workload(c, options.gen_len), machine) for c in options.context_lens}
     with progress("schedules searched") as update:
@@ -122,7 +122,7 @@ def open_model(options: ValidateOptions) -> WeightSource:
     Raises:
         CheckpointError, ModelConfigError, UnknownNameError: a model that cannot be opened.
     """
-    dtype = None if options.dtype is None else DTYPES[options.dtype]
+    dtype = None if options.dtype is None else torch_dtype(options.dtype)
     if options.model is not None:
         return Checkpoint.open(options.model, dtype)
     return synthetic_checkpoint(options.synthetic or DEFAULT_MODEL, options.layers, 0, dtype)
@@ -138,13 +138,8 @@ def machine_profile(options: ValidateOptions, device: torch.device) -> tuple[Har
         ProfileError, UnknownNameError: a profile that cannot be read.
     """
     profile = load_profile(options.profile).model_copy(update={"disk": None})
-    profile = _capped(profile, "gpu_memory", profile.gpu.memory_usable.value, options.gpu_memory_limit)
-    profile = _capped(profile, "cpu_memory", profile.cpu.memory_usable.value, options.cpu_memory_limit)
+    profile = capped(profile, options.gpu_memory_limit, options.cpu_memory_limit)
     usable = profile.gpu.memory_usable.value
     if device.type == "cuda" and is_emulated(device, usable):
         return profile, usable if options.gpu_memory_limit is None else options.gpu_memory_limit
     return profile, None
-
-
-def _capped(profile: HardwareProfile, resource: str, usable: float, limit: float | None) -> HardwareProfile:
-    return profile if limit is None or limit >= usable else profile.with_scaled(resource, limit / usable)
