@@ -117,7 +117,8 @@ def choose_device(name: str | None) -> torch.device:
     Raises:
         HrmError: there is no such device.
     """
-    kind, colon, index = (name or ("cuda" if torch.cuda.is_available() else "cpu")).partition(":")
+    name = name if name is not None else "cuda" if torch.cuda.is_available() else "cpu"
+    kind, colon, index = name.partition(":")
     if kind not in ("cuda", "cpu") or (colon and not (kind == "cuda" and index.isdecimal())):
         raise HrmError(f"device {name}: must be cuda, cuda with an index such as cuda:1, or cpu")
     if kind == "cpu":

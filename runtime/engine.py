@@ -1,7 +1,7 @@
 """Requests in, passes, tokens out."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -13,7 +13,8 @@ from hrm.spec.policy import Policy
 from hrm.spec.precision import Precision
 from runtime.checkpoint.source import WeightSource
 from runtime.device import make_device
-from runtime.finishing import finish_reason, text_of
+from runtime.dtypes import dtype_name
+from runtime.finishing import Detokenise, finish_reason, text_of
 from runtime.kv_need import kv_plan
 from runtime.layouts import PolicyLayout, lay_out
 from runtime.load import load_memory
@@ -25,12 +26,10 @@ from runtime.requests.request import Completion, Refusal, Request, Sampling
 from runtime.scheduler import admit, refusal
 from runtime.sequences import Slots, make_table
 
-_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _OUT_OF_MEMORY_ADVICE = (
     "the policy does not fit here; search with a profile of less memory_usable (hrm calibrate --gpu-memory), or lower "
     "weights_on_gpu or prefill_chunk_tokens in the policy"
 )
-Detokenise = Callable[[Sequence[int]], str]
 
 
 class Engine:
@@ -166,14 +165,14 @@ class Engine:
     def _finish(self, slot: int) -> Completion | None:
         table, request = self.table, self.table.requests[slot]
         assert request is not None
-        tokens = tuple(int(t) for t in table.generated[slot, : table.made[slot]])
+        tokens = table.generated[slot, : table.made[slot]].tolist()
         reason = finish_reason(request.sampling, tokens, self.config.eos_token_ids, self.detokenise)
         if reason is None:
             return None
         table.leave(slot, self.memory.kv.pools)
         logits = self._logits.pop(slot, None)
         text = text_of(request.sampling, tokens, self.config.eos_token_ids, self.detokenise)
-        return Completion(request, tokens, text, reason, None if logits is None else torch.stack(logits))
+        return Completion(request, tuple(tokens), text, reason, None if logits is None else torch.stack(logits))
 
 
 def _first_sentences(error: Exception) -> str:
@@ -183,5 +182,5 @@ def _first_sentences(error: Exception) -> str:
 
 def layout_of(model: WeightSource, policy: Policy) -> PolicyLayout:
     """How the policy lays out the model's memory. Raises PolicyError."""
-    name = _NAMES[model.config.dtype]
+    name = dtype_name(model.config.dtype)
     return lay_out(model.config, Sizes(model.spec, Precision(name, name, name, name)), policy)

@@ -60,8 +60,8 @@ def group_limits() -> Iterator[GroupLimit]:
     except OSError:
         return
     for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
+        number, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if (number, controllers) == ("0", ""):
             yield from _chain(GROUPS, path, V2)
         elif "memory" in controllers.split(","):
             yield from _chain(GROUPS / "memory", path, V1)

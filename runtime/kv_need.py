@@ -3,17 +3,15 @@
 import math
 from collections.abc import Sequence
 
-import torch
-
 from hrm.errors import HrmError
 from hrm.spec.policy import Policy
+from runtime.host_memory import available_bytes, reserve_bytes
 from runtime.memory.kv_cache import BLOCK, KvPlan, block_bytes, blocks_of
 from runtime.model_memory import ModelMemory
 from runtime.requests.request import Request
 
 SPREAD = 1.02  # of the need over its mean: lengths that leave and lengths that join differ
 FEW = 32  # blocks on the GPU for those that are not full
-HEADROOM = 3 << 30  # CPU memory left to everything else, but no more than a quarter of it
 
 
 def kv_plan(memory: ModelMemory, policy: Policy, requests: Sequence[Request], tokens: int | None) -> KvPlan:
@@ -60,17 +58,4 @@ def _host_room(memory: ModelMemory) -> int:
     """Blocks that available CPU memory holds."""
     per_block = block_bytes(memory.config) * memory.config.num_layers
     available = available_bytes() + memory.kv.host_bytes
-    return max(0, int((available - min(HEADROOM, available // 4)) // per_block))
-
-
-def available_bytes() -> int:
-    """CPU memory that the system can still give.
-
-    On a system that does not say (no /proc/meminfo), what PyTorch cannot tell either: taken as unlimited.
-    """
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:  # noqa: PTH123
-            fields = dict(line.split(":", 1) for line in lines)
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):
-        return torch.iinfo(torch.int64).max
+    return max(0, int((available - reserve_bytes(available)) // per_block))

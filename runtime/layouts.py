@@ -11,7 +11,7 @@ from hrm.schedule.registry import placement_of
 from hrm.schedule.slice import MicroBatch, PassSlice, decode_slice
 from hrm.spec.policy import Policy
 from runtime.memory.expert_layout import ExpertLayout, by_expert, by_rows
-from runtime.memory.paging import Paging, Region, lay_region
+from runtime.memory.paging import Paging, Region, lay_region, make_paging
 from runtime.models.config import ModelConfig
 
 _PREFILL = PassSlice((MicroBatch(prompt_tokens=1, prompts=1.0, prompt_len=1.0, prompt_len_sq=1.0),))
@@ -31,10 +31,10 @@ class PolicyLayout:
         """Pages of a pass; one that only prefills streams the CPU's slabs too."""
         count = len(self.experts.streamed) if decodes else len(self.experts.host)
         region = Region(self.region.slabs[:count], self.region.starts[: count + 1])
-        return Paging(plan, region, double_buffer=self.placement.pool_layers == 2)
+        return make_paging(plan, region, double_buffer=self.placement.pool_layers == 2)
 
     def pool_bytes(self) -> int:
-        """GPU memory for the pages of decode passes and of passes that only prefill."""
+        """GPU memory for the pages of any pass: how many there are depends on its tokens, the memory does not."""
         decode = page_plan(self.sizes, decode_slice(self.policy, 1.0), self.policy)
         prefill = page_plan(self.sizes, _PREFILL, self.policy)
         return max(self.paging(decode, True).pool_bytes, self.paging(prefill, False).pool_bytes)
@@ -56,7 +56,7 @@ def lay_out(config: ModelConfig, sizes: Sizes, policy: Policy) -> PolicyLayout:
     else:
         decode = max(page_plan(sizes, decode_slice(policy, 1.0), policy).per_layer)
         prefill = max(page_plan(sizes, _PREFILL, policy).per_layer)
-        experts = by_rows(config, resident, on_gpu, decode, prefill - decode)
+        experts = by_rows(config, resident, on_gpu, decode, prefill)
     region = lay_region(experts.host, config.hidden_size, config.dtype.itemsize)
     return PolicyLayout(sizes, policy, placement, experts, region)
 

@@ -12,9 +12,10 @@ from hrm.predict.timeline import Timeline
 from hrm.schedule.build import build_graph, page_plan
 from hrm.schedule.slice import PassSlice
 from hrm.schedule.task import Resource, Task
-from runtime.batch import Batch, Rows, form_batch
+from runtime.batch import Batch, Rows
 from runtime.carrying import carry_key, next_base, recount
 from runtime.device import CpuDevice, CudaDevice
+from runtime.forming import form_batch
 from runtime.layouts import PolicyLayout
 from runtime.memory.kv_cache import BLOCK
 from runtime.model_memory import ModelMemory

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 from click.testing import Result
 from conftest import Invoke
@@ -215,7 +216,7 @@ def _calibrate(*words: str) -> Result:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--device", "tpu"), "--device tpu: must be cuda or cpu"),
+        (("--device", "tpu"), "device tpu: must be cuda"),
         (("--dtype", "fp8"), "--dtype fp8: must be one that this device computes in"),
         (("--gpu-memory", "16"), "--gpu-memory: '16' is a bare number"),
         (("--cpu-memory", "16 GB/s"), "--cpu-memory"),
@@ -243,13 +244,14 @@ def test_bad_options_are_refused_before_anything_is_measured(
 def test_cuda_is_refused_where_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     outcome = _calibrate("--output", str(tmp_path / "p.yaml"), "--device", "cuda")
-    assert "PyTorch sees no CUDA device" in str(outcome.exception)
+    assert "PyTorch finds no CUDA GPU" in str(outcome.exception)
 
 
 def test_cpu_memory_is_divided_as_stated(monkeypatch: pytest.MonkeyPatch) -> None:
     from runtime.calibration.machine_memory import cpu_only_memory
 
-    monkeypatch.setattr("runtime.calibration.machine_memory.cpu_memory_bytes", lambda: (24 * GIB, 20 * GIB))
+    monkeypatch.setattr("runtime.calibration.machine_memory.total_bytes", lambda: 24 * GIB)
+    monkeypatch.setattr("runtime.calibration.machine_memory.available_bytes", lambda: 20 * GIB)
 
     def parts(gpu: int | None, cpu: int | None) -> tuple[int, int]:
         memory = cpu_only_memory(gpu and gpu * GIB, cpu and cpu * GIB)
@@ -261,6 +263,24 @@ def test_cpu_memory_is_divided_as_stated(monkeypatch: pytest.MonkeyPatch) -> Non
     assert parts(16, 100) == (16, 100)
     with pytest.raises(HrmError, match="state less"):
         parts(None, 20)
+
+
+@pytest.mark.parametrize(("available", "usable"), [(20, 17), (12, 9), (4, 3)])
+def test_beside_a_gpu_some_cpu_memory_is_left_to_others(
+    available: int, usable: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from runtime.calibration import machine_memory
+
+    monkeypatch.setattr(machine_memory, "total_bytes", lambda: 24 * GIB)
+    monkeypatch.setattr(machine_memory, "available_bytes", lambda: available * GIB)
+    monkeypatch.setattr("torch.zeros", lambda *_, **__: None)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (15 * GIB, 16 * GIB))
+    monkeypatch.setattr("torch.cuda.set_per_process_memory_fraction", lambda *_: None)
+    memory = machine_memory.gpu_machine_memory(torch.device("cuda", 0), None, None)
+    assert (memory.cpu_capacity // GIB, memory.cpu_usable // GIB) == (24, usable)
+    assert memory.gpu_usable == 15 * GIB - machine_memory.GPU_RESERVE
+    stated = machine_memory.gpu_machine_memory(torch.device("cuda", 0), None, 30 * GIB)
+    assert (stated.cpu_capacity, stated.cpu_usable) == (30 * GIB, 30 * GIB)
 
 
 def test_plan_fits_small_memories() -> None:
@@ -276,8 +296,6 @@ def test_plan_fits_small_memories() -> None:
 
 
 def test_grouped_experts_compute_the_same_as_one_by_one() -> None:
-    import torch
-
     from runtime.calibration.experts import ExpertWeights, _grouped, _one_by_one
 
     generator = torch.Generator().manual_seed(0)

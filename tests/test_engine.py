@@ -331,7 +331,7 @@ def test_one_absurd_request_does_not_stop_the_others(
     make: Callable[..., Engine], directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would take more memory than there is, but exceeds the model's positions anyway."""
-    monkeypatch.setattr(kv_need, "available_bytes", lambda: kv_need.HEADROOM + (64 << 20))
+    monkeypatch.setattr(kv_need, "available_bytes", lambda: 256 << 20)
     absurd = Request("absurd", (5, 6), Sampling(1_000_000))
     found = list(make("auto, mixed").generate([*requests(11), absurd]))
     assert [r.request.request_id for r in found if isinstance(r, Refusal)] == ["absurd"] and len(found) == 12

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -11,27 +12,29 @@ from fake_engine import TINY_CONFIG
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from runtime_policies import POLICIES, make_policy
+from runtime_policies import BATCH, HYBRID, POLICIES, RESIDENT, make_policy
 from torch import Tensor
 from torch.nn.functional import linear, silu
 
-from hrm.errors import HrmError
+from hrm.errors import HrmError, PolicyError
 from hrm.schedule.build import build_graph
 from hrm.schedule.graph import TaskGraph
 from hrm.schedule.pages import PagePlan
 from hrm.schedule.slice import MicroBatch, PassSlice, decode_slice, interleave
 from hrm.schedule.task import Kind, Resource, Task
+from hrm.spec.policy import Policy
 from runtime.carrying import carry_key, next_base, recount
 from runtime.checkpoint.synthetic import SyntheticCheckpoint, synthetic_checkpoint
 from runtime.engine import layout_of
 from runtime.kernels.expert_ffn import add_slabs, combine, sort_tokens
 from runtime.layouts import PolicyLayout
 from runtime.memory.dense_weights import DenseWeights, lay_unit, resident_units, view_unit
-from runtime.memory.expert_layout import GRANULE, ExpertLayout, Slab, by_expert, by_rows, row_granule
+from runtime.memory.expert_layout import GRANULES, ExpertLayout, Slab, by_expert, by_rows, page_borders, row_granule
 from runtime.memory.host_buffer import HostBuffer, host_tensor
 from runtime.memory.host_weights import ExpertStore, load_experts, random_experts
 from runtime.memory.kv_cache import BLOCK, BlockPool, KvPlan, block_bytes, blocks_of, make_kv_cache
-from runtime.memory.paging import ALIGNMENT, Paging, aligned, lay_region
+from runtime.memory.paging import ALIGNMENT, Paging, aligned, lay_region, make_paging
+from runtime.memory.ring import make_ring
 from runtime.memory.slab_tensors import pack_expert, view_slab
 from runtime.memory.staging import Staging, Upload, view_of
 from runtime.models.config import ModelConfig
@@ -85,23 +88,40 @@ def test_every_row_of_every_expert_lies_in_one_slab(case: tuple[ModelConfig, flo
 @settings(max_examples=150, deadline=None)
 @given(layouts())
 def test_shares_are_met_to_a_granule(case: tuple[ModelConfig, float, float, ExpertLayout]) -> None:
-    """The resident share is rounded down, what the GPU computes to the nearest; borders lie on granules."""
+    """Both shares are rounded down; borders lie on granules, and few on ones as fine as a row."""
     config, resident, on_gpu, layout = case
-    granule, rows = row_granule(config), config.moe_intermediate_size
+    rows = config.moe_intermediate_size
+    borders = {row for slab in all_slabs(layout) for row in (slab.first_row, slab.last_row)}
+    assert rows < 512 or rows % 8 or all(row % 8 == 0 for row in borders)
+    granule = 1 if rows < 512 or rows % 8 else 32
     kept, computed = layout.resident.rows, layout.streamed[-1].last_row
-    assert resident * rows - granule - 1e-4 * granule < kept <= resident * rows + 1e-4 * granule
-    assert abs(computed - on_gpu * rows) <= granule
-    assert (resident < 1 or kept == rows) and (on_gpu < 1 or computed == rows)
-    assert all(slab.first_row % granule == 0 for slab in all_slabs(layout) if slab.rows)
+    for share, found in ((resident, kept), (on_gpu, computed)):
+        assert share * rows - granule * 1.0001 <= found <= share * rows + 1e-4 * granule
+        assert share < 1 or found == rows
     if on_gpu == resident:
         assert not any(slab.rows for slab in layout.streamed)
-    for part in (layout.streamed, layout.on_cpu):
-        sizes = [slab.rows for slab in part]
-        assert max(sizes, default=0) - min(sizes, default=0) <= granule
 
 
-def test_large_models_are_cut_in_granules() -> None:
-    assert [row_granule(config_of(rows)) for rows in (14336, 512, 768, 480, 500, 1000)] == [GRANULE] * 3 + [1] * 3
+@settings(max_examples=150, deadline=None)
+@given(SHARES, SHARES, st.integers(1, 90) | st.sampled_from([768, 1408, 14336]), st.integers(1, 99), st.integers(1, 99))
+def test_pages_differ_by_at_most_a_granule(a: float, b: float, rows: int, pages: int, prefill_pages: int) -> None:
+    """Those of decode passes as those of passes that only prefill, which stream the CPU's rows too."""
+    config, resident, on_gpu = config_of(rows), min(a, b), max(a, b)
+    layout = by_rows(config, resident, on_gpu, pages, prefill_pages)
+    streams = (layout.streamed, pages, on_gpu - resident), (layout.host, prefill_pages, 1 - resident)
+    for slabs, count, share in streams:
+        sizes = [sum(s.rows for s in slabs[i:j]) for i, j in pairwise(page_borders(slabs, count))]
+        granule = row_granule(rows, share * rows / count)  # or a finer one, for the other pages' sake
+        assert len(sizes) == count and max(sizes) - min(sizes) <= granule
+        assert max(sizes) < share * rows / count + granule * 1.001
+
+
+def test_granules_suit_the_pages() -> None:
+    """Large pages are cut in large granules, small ones in small ones, tiny models to the row."""
+    coarse, fine = GRANULES
+    found = [row_granule(rows, rows / 8) for rows in (14336, 16384, 768, 1408, 480, 500, 1002)]
+    assert found == [coarse] * 2 + [fine] * 2 + [1] * 3
+    assert row_granule(14336, 100.0) == row_granule(8200, 8200) == fine
 
 
 @pytest.mark.parametrize("share", [0.45, 0.31, 0.97])
@@ -171,7 +191,7 @@ def test_loaded_experts_lie_where_the_layout_says(on_gpu: float) -> None:
                 rows = slice(slab.first_row, slab.last_row)
                 assert torch.equal(view.gate_up[expert], torch.cat((gate[rows], up[rows])))
                 assert torch.equal(view.down[expert], down[:, rows])
-    assert [s.slab for s in store.cpu_slabs(0)] == list(layout.on_cpu)
+    assert [s.slab for s in store.cpu_slabs(0)] == [slab for slab in layout.on_cpu if slab.rows]
 
 
 def slabs_of(store: ExpertStore, layer: int) -> Iterator[tuple[Slab, object]]:
@@ -203,7 +223,7 @@ def pagings(draw: st.DrawFn) -> Paging:
     per_layer = tuple(pages if streams else 0 for streams in [*some, True])
     slots = draw(st.integers(1, sum(per_layer)))
     plan = PagePlan(per_layer, (0.5,) * len(per_layer), slots, slots - 1)
-    return Paging(plan, region, draw(st.booleans()))
+    return make_paging(plan, region, draw(st.booleans()))
 
 
 @settings(max_examples=150, deadline=None)
@@ -226,11 +246,32 @@ def test_every_byte_of_a_region_is_in_one_page(paging: Paging, passes: int) -> N
 
 @settings(max_examples=100, deadline=None)
 @given(pagings().filter(lambda paging: not paging.double_buffer), st.integers(0, 5))
-def test_pages_of_a_ring_hold_whole_slabs(paging: Paging, base: int) -> None:
+def test_pages_of_a_ring_hold_whole_slabs(paging: Paging, passes: int) -> None:
+    base = passes * paging.plan.per_pass
     for page in range(paging.plan.per_pass):
         pieces, slabs = paging.pieces(page, base), paging.slabs(range(page, page + 1), base)
         assert [p.pool_start for p in pieces] == [s.pool_start for s in slabs]
         assert [p.stop - p.start for p in pieces] == [aligned(s.slab.elements(8) * 2) for s in slabs]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=8), st.integers(1, 30), st.integers(1, 5))
+def test_consecutive_pages_of_a_ring_do_not_overlap(sizes: list[int], slots: int, unit: int) -> None:
+    """As many as it has slots; and it takes no more than slots of the largest, or a page more than they take."""
+    sizes = [unit * size for size in sizes]
+    ring, pages = make_ring(tuple(sizes), slots), len(sizes)
+    held = [0] * ring.nbytes
+    for number in range(3 * (slots + pages) + min(ring.period, 200)):
+        start = ring.start(number)
+        assert start == ring.start(number + ring.period) and ring.period % pages == 0
+        assert start + sizes[number % pages] <= ring.nbytes
+        held[start : start + sizes[number % pages]] = [number] * sizes[number % pages]
+        for live in range(max(0, number - slots + 1), number):
+            assert set(held[ring.start(live) :][: sizes[live % pages]]) <= {live}
+    most = max(sum(sizes[(i + k) % pages] for k in range(slots)) for i in range(pages))
+    assert ring.nbytes <= min(slots * max(sizes), most + max(sizes))
+    if slots % pages == 0:
+        assert ring.nbytes == most
 
 
 class Pool:
@@ -321,6 +362,66 @@ def test_policies_that_stream_nothing_or_next_to_nothing(schedule: str, share: f
     pool = Pool(layout_of(model(), policy))
     for work in (PassSlice((MicroBatch(1, 0, 4.0),)), decode_slice(policy, 8.0), decode_slice(policy, 9.0)):
         pool.run(work, eager=True)
+
+
+# --- what the pool takes on the GPU
+
+FAMILIES = ("mixtral-8x7b", "mixtral-8x22b", "qwen3-30b-a3b", "qwen1.5-moe-a2.7b", "olmoe-1b-7b")
+PLACES = [(1.0, 0.0), (1.0, 0.13), (1.0, 0.5), (1.0, 0.87)]
+PLACES += [(0.6, 0.0), (0.5, 0.1), (0.3, 0.3), (0.97, 0.9), (0.02, 0.0)]
+POOLS = (1e8, 3e8, 1e9, 1.7e9, 4e9, 12e9)
+real_model = cache(synthetic_checkpoint)
+
+
+def layer_bytes(name: str) -> float:
+    config = real_model(name).config
+    return 3.0 * config.num_experts * config.moe_intermediate_size * config.hidden_size * config.dtype.itemsize
+
+
+def laid_out(name: str, policy: Policy) -> PolicyLayout | None:
+    """None: the schedule itself refuses the policy, such as a pool below two pages."""
+    try:
+        return layout_of(real_model(name), policy)
+    except PolicyError:
+        return None
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("schedule", ["module_batched", "auto"])
+def test_a_ring_keeps_to_the_policys_pool(name: str, schedule: str) -> None:
+    """Beyond it: less than what is not resident because shares are rounded down, and a few granules."""
+    config, place = real_model(name).config, HYBRID if schedule == "auto" else {}
+    row, seen = layer_bytes(name) / config.moe_intermediate_size, 0
+    for (on_gpu, resident), pool in product(PLACES[: 4 if schedule == "module_batched" else None], POOLS):
+        shares = {"experts_on_gpu": on_gpu, "weights_on_gpu": resident, "page_pool_bytes": pool}
+        layout = laid_out(name, make_policy(schedule, 3, 3, **BATCH, **place, **shares))
+        if layout is not None:
+            seen += 1
+            less = row * (resident * config.moe_intermediate_size - layout.experts.resident.rows)
+            assert layout.pool_bytes() <= 1.05 * pool + 24 * row, (on_gpu, resident, pool)
+            assert layout.pool_bytes() <= pool + less * config.num_layers + 32 * row, (on_gpu, resident, pool)
+    assert seen > 10
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_double_buffer_takes_two_layers(name: str) -> None:
+    granule = layer_bytes(name) / real_model(name).config.moe_intermediate_size * 32
+    for on_gpu, resident in PLACES:
+        policy = make_policy("cgopipe", 3, 3, experts_on_gpu=on_gpu, weights_on_gpu=resident)
+        layout = layout_of(real_model(name), policy)
+        assert layout.pool_bytes() <= 2 * ((1 - resident) * layer_bytes(name) + granule + 2 * ALIGNMENT)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_demand_fetched_experts_take_a_layer_however_many_pages(name: str) -> None:
+    for on_gpu, resident in PLACES:
+        policy = make_policy("expert_cache", 4, 1, **RESIDENT, experts_on_gpu=on_gpu, weights_on_gpu=resident)
+        layout = layout_of(real_model(name), policy)
+        assert layout.pool_bytes() <= (1 - resident + 0.02) * layer_bytes(name) + ALIGNMENT * 200
+        for decodes in (False, True):
+            for pages in range(1, min(real_model(name).config.num_experts, 32) + 1):
+                plan = PagePlan((pages,) * 3, (0.5,) * 3, pages, 0)
+                assert layout.paging(plan, decodes).pool_bytes <= layout.pool_bytes()
 
 
 # --- other weights

@@ -14,9 +14,10 @@ from runtime_policies import POLICIES, make_policy
 from hrm.errors import HrmError
 from hrm.spec.policy import Policy
 from runtime import kv_need
-from runtime.batch import Batch, Rows, form_batch
+from runtime.batch import Batch, Rows
 from runtime.checkpoint.synthetic import synthetic_checkpoint
 from runtime.finishing import finish_reason, text_of
+from runtime.forming import form_batch
 from runtime.kv_need import kv_plan
 from runtime.memory.kv_cache import BLOCK, BlockPool, block_bytes, blocks_of
 from runtime.requests.request import Request, Sampling

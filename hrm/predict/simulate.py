@@ -49,9 +49,9 @@ class PassSimulation:
 class Simulator:
     """Simulates passes of one (model, workload, machine); keeps what passes have in common.
 
-    Durations are roofline times with the profile's efficiencies and link latencies. Left out: kernel launches, norms
-    and sampling, and work of the next pass that could start before this one ends (a pass begins when the one before
-    is over, with the pages that its schedule has prefetched).
+    Durations are roofline times with the profile's efficiencies and link latencies. Left out: kernel launches
+    unless the profile states `task_overhead`, norms and sampling, and work of the next pass that could start before
+    this one ends (a pass begins when the one before is over, with the pages that its schedule has prefetched).
     """
 
     def __init__(self, rates: Rates, sharing: Sharing | None = None) -> None:

@@ -37,10 +37,11 @@ class Refined:
 
 
 def refine(result: SearchResult, progress: Callable[[int, int], None] | None = None) -> tuple[Refined, ...]:
-    """Simulates every candidate of a search, each with 1, 2 and 4 times its micro-batches; best simulated first.
+    """Simulates every candidate of a search, each also with other numbers of micro-batches; best simulated first.
 
-    Where the profile states what a task on the GPU costs however small, also with 1/2 and 1/4 of them. The closed form
-    ranks by roofs alone; of two policies equally good there, one may leave bubbles that the other does not.
+    Tried are 2 and 4 times as many, and where the profile states a `task_overhead` of the GPU also 1/2 and 1/4 of them:
+    see `_finer` and `_coarser` for what is left out. The closed form ranks by roofs alone; of two policies equally good
+    there, one may leave bubbles that the other does not.
     """
     simulated = []
     for i, candidate in enumerate(result.candidates):
@@ -107,7 +108,7 @@ def typical_slice(rates: Rates, policy: Policy) -> PassSlice:
 
 
 def _variants(rates: Rates, candidate: Candidate) -> Iterator[Candidate]:
-    """The policy itself, and those with other micro-batches that fit too."""
+    """The policy itself, then those with other numbers of micro-batches that fit too."""
     yield candidate
     for n in (*_finer(candidate.policy), *_coarser(rates, candidate.policy)):
         changed = _with_micro_batches(candidate.policy, n)
@@ -118,7 +119,7 @@ def _variants(rates: Rates, candidate: Candidate) -> Iterator[Candidate]:
 
 
 def _finer(policy: Policy) -> Iterator[int]:
-    """Larger numbers of micro-batches."""
+    """2 and 4 times the micro-batches, up to FINEST and the batch; none for a policy of a single micro-batch."""
     for factor in FINER:
         n = policy.num_micro_batches * factor
         if n > policy.batch_size or policy.num_micro_batches == 1 or n > FINEST:
@@ -127,7 +128,7 @@ def _finer(policy: Policy) -> Iterator[int]:
 
 
 def _coarser(rates: Rates, policy: Policy) -> Iterator[int]:
-    """Smaller numbers of micro-batches; only where tasks have a stated overhead that these save."""
+    """1/2 and 1/4 of the micro-batches, no fewer than the schedule runs; none without a stated `task_overhead`."""
     if rates.machine.task_overhead("gpu"):
         for factor in COARSER:
             n = policy.num_micro_batches // factor

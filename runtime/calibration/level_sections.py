@@ -126,4 +126,8 @@ def _cpu_capacity_note(calibration: Calibration) -> str:
 
 def _cpu_usable_note(has_gpu: bool) -> str:
     less = f"less {format_bytes(RESERVE)}, or a quarter where that is less, for the process and the system"
-    return f"available once the CUDA context was made, {less}" if has_gpu else "available, less the part that plays GPU memory"
+    return (
+        f"available once the CUDA context was made, {less}"
+        if has_gpu
+        else "available, less the part that plays GPU memory"
+    )

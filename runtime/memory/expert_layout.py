@@ -6,12 +6,15 @@ streamed rows, then those that the CPU computes. A slab is a contiguous piece of
 own: G and U rows [experts, 2 rows, H], then D columns [experts, H, rows].
 """
 
+from bisect import bisect_right
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from runtime.models.config import ModelConfig
 
-GRANULE = 32  # rows: matmul operands stay aligned, and narrow slabs efficient
+GRANULES = (32, 8)  # rows: whole 64 and 16 bytes in 16 bits, on which fast matmuls insist
+SMALL_MODEL = 512  # rows: below, shares are met to a row rather than matmuls fed in whole granules
+PER_PAGE = 32  # granules of a page at the least: rounding stays small beside it
 NO_SHARE = 1e-9
 
 
@@ -57,33 +60,52 @@ class ExpertLayout:
         return (*self.streamed, *self.on_cpu)
 
 
-def row_granule(config: ModelConfig) -> int:
-    """Rows that are moved together: few enough that shares of small models are still met."""
-    rows = config.moe_intermediate_size
-    return GRANULE if rows % GRANULE == 0 and rows >= 16 * GRANULE else 1
+def row_granule(rows: int, page_rows: float) -> int:
+    """Rows that are moved together, of experts of `rows` rows whose pages have `page_rows`."""
+    if rows < SMALL_MODEL or rows % GRANULES[-1]:
+        return 1
+    return next((g for g in GRANULES if g * PER_PAGE <= page_rows and rows % g == 0), GRANULES[-1])
 
 
-def by_rows(config: ModelConfig, resident: float, on_gpu: float, pages: int, cpu_pages: int) -> ExpertLayout:
-    """`pages` streamed slabs and, where on_gpu < 1, `cpu_pages` for the CPU, each of all experts.
+def by_rows(config: ModelConfig, resident: float, on_gpu: float, pages: int, prefill_pages: int) -> ExpertLayout:
+    """Slabs of all experts, cut wherever a page begins.
 
-    resident, on_gpu: shares of the experts that lie, and are computed, on the GPU. Rounded to whole granules, the
-    resident share down. Where they are equal nothing is streamed: such a policy has no pages.
+    resident, on_gpu: shares of the experts that lie, and are computed, on the GPU; rounded down to whole granules, so
+    that what is streamed exceeds its share by less than one. Where they are equal nothing is streamed: such a policy
+    has no pages. pages: of the streamed rows; prefill_pages: of all rows that are not resident, in passes that only
+    prefill.
     """
-    granule, rows, experts = row_granule(config), config.moe_intermediate_size, config.num_experts
-    kept = min(int(resident * rows / granule + 1e-6) * granule, rows)
-    computed = min(max(round(on_gpu * rows / granule) * granule, kept), rows) if on_gpu > resident + NO_SHARE else kept
+    rows, streams = config.moe_intermediate_size, ((on_gpu - resident, pages), (1 - resident, prefill_pages))
+    granule = row_granule(rows, min((s * rows / max(n, 1) for s, n in streams if s > NO_SHARE), default=rows))
+    kept = _whole(resident, rows, granule)
+    computed = max(_whole(on_gpu, rows, granule), kept) if on_gpu > resident + NO_SHARE else kept
+    borders = {*_cuts(kept, computed, pages, granule), *_cuts(kept, rows, prefill_pages, granule), computed}
+    streamed = sorted(border for border in borders if border <= computed)
+    on_cpu = sorted(border for border in borders if border >= computed)
+    if len(streamed) == 1:
+        streamed *= 2  # an empty slab says where it would be
     return ExpertLayout(
-        Slab(0, experts, 0, kept),
-        _cut(experts, kept, computed, max(pages, 1), granule),
-        _cut(experts, computed, rows, max(cpu_pages, 1), granule) if on_gpu < 1 else (),
+        Slab(0, config.num_experts, 0, kept),
+        tuple(Slab(0, config.num_experts, a, b) for a, b in pairwise(streamed)),
+        tuple(Slab(0, config.num_experts, a, b) for a, b in pairwise(on_cpu)),
     )
 
 
-def _cut(experts: int, first: int, last: int, parts: int, granule: int) -> tuple[Slab, ...]:
-    """Rows in `parts` slabs that differ by at most a granule."""
-    units = -(-(last - first) // granule)
-    borders = [min(last, first + granule * (units * i // parts)) for i in range(parts + 1)]
-    return tuple(Slab(0, experts, a, b) for a, b in pairwise(borders))
+def _whole(share: float, rows: int, granule: int) -> int:
+    return min(int(share * rows / granule + 1e-6) * granule, rows)
+
+
+def _cuts(first: int, last: int, parts: int, granule: int) -> list[int]:
+    """Borders of `parts` parts that differ by at most a granule."""
+    units = (last - first) // granule
+    return [first + granule * (units * i // max(parts, 1)) for i in range(max(parts, 1) + 1)]
+
+
+def page_borders(slabs: tuple[Slab, ...], pages: int) -> tuple[int, ...]:
+    """Numbers of slabs at which `pages` pages of nearly equal size begin, and the end: no slab is cut."""
+    ends = tuple(accumulate((slab.experts * slab.rows for slab in slabs), initial=0))
+    inner = (bisect_right(ends, ends[-1] * i // pages) - 1 for i in range(1, pages))
+    return (0, *inner, len(slabs))
 
 
 def by_expert(config: ModelConfig, resident: float, on_gpu: float) -> ExpertLayout:

@@ -1,16 +1,17 @@
 """Which bytes of a layer's host memory make a page, and where in the pool a page lies.
 
 Two ways to fill the pool. Double buffer (schedules whose pool holds two layers): a layer's streamed slabs lie one
-behind the other in one half, and its pages are equal byte ranges of that. Ring: each page is a group of whole slabs in
-a slot of its own, so that it can be computed as soon as it is there.
+behind the other in one half, and its pages are equal byte ranges of that. Ring: each page is a group of whole slabs,
+so that it can be computed as soon as it is there.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
 
 from hrm.schedule.pages import PagePlan
-from runtime.memory.expert_layout import Slab
+from runtime.memory.expert_layout import Slab, page_borders
+from runtime.memory.ring import Ring, make_ring
 
 ALIGNMENT = 256
 
@@ -59,40 +60,30 @@ class PlacedSlab:
 
 @dataclass(frozen=True)
 class Paging:
-    """Pages of a plan over a region that is the same in every layer. `base` arguments count pages of earlier passes."""
+    """Pages of a plan over a region that is the same in every layer. `base` arguments count pages of earlier passes.
+
+    plan: of the pass; its num_slots is the number of pages after which places in the pool recur, so `base` may be
+    counted modulo it. borders: double buffer: bytes of the region; ring: numbers of slabs at which each page of a
+    layer begins. ring: None for a double buffer, or where no page is streamed.
+    """
 
     plan: PagePlan
     region: Region
     double_buffer: bool
+    borders: tuple[int, ...]
+    ring: Ring | None
 
     @cached_property
     def per_layer(self) -> int:
         """Pages of every layer that streams any."""
-        return max(self.plan.per_layer, default=0)
-
-    @cached_property
-    def borders(self) -> tuple[int, ...]:
-        """Double buffer: bytes of the region; ring: numbers of slabs at which each page of a layer begins."""
-        if self.double_buffer:
-            step = aligned(-(-self.region.nbytes // self.per_layer))
-            return tuple(min(i * step, self.region.nbytes) for i in range(self.per_layer + 1))
-        count = len(self.region.slabs)
-        return tuple(count * i // self.per_layer for i in range(self.per_layer + 1))
-
-    @cached_property
-    def slot_bytes(self) -> int:
-        """Bytes of a half, or of a slot of the ring."""
-        if not self.per_layer:
-            return 0
-        if self.double_buffer:
-            return self.region.nbytes
-        starts = self.region.starts
-        return max(starts[b] - starts[a] for a, b in pairwise(self.borders))
+        return pages_of_a_layer(self.plan)
 
     @property
     def pool_bytes(self) -> int:
         """GPU memory the plan needs."""
-        return self.slot_bytes * (2 if self.double_buffer else self.plan.num_slots)
+        if self.double_buffer and self.per_layer:
+            return 2 * self.region.nbytes
+        return self.ring.nbytes if self.ring is not None else 0
 
     def pieces(self, page: int, base: int) -> tuple[PagePiece, ...]:
         """What to copy for page number `page` of a pass (or, beyond its end, of the next)."""
@@ -126,6 +117,25 @@ class Paging:
         return page - self.plan.first[self.plan.layer_of(page)]
 
     def _home(self, page: int, base: int) -> int:
-        if self.double_buffer:
-            return self.slot_bytes * ((base + page) // self.per_layer % 2)
-        return self.slot_bytes * ((base + page) % self.plan.num_slots)
+        """Where the layer's half begins, or the page in the ring."""
+        if self.ring is not None:
+            return self.ring.start(base + page)
+        return self.region.nbytes * ((base + page) // self.per_layer % 2)
+
+
+def pages_of_a_layer(plan: PagePlan) -> int:
+    """Pages of every layer that streams any."""
+    return max(plan.per_layer, default=0)
+
+
+def make_paging(plan: PagePlan, region: Region, double_buffer: bool) -> Paging:
+    """Where the pages of a pass lie."""
+    pages, starts = pages_of_a_layer(plan), region.starts
+    if not pages:
+        return Paging(plan, region, double_buffer, (0,), None)
+    if double_buffer:
+        step = aligned(-(-region.nbytes // pages))
+        return Paging(plan, region, True, tuple(min(i * step, region.nbytes) for i in range(pages + 1)), None)
+    borders = page_borders(region.slabs, pages)
+    ring = make_ring(tuple(starts[b] - starts[a] for a, b in pairwise(borders)), plan.num_slots)
+    return Paging(replace(plan, num_slots=ring.period), region, False, borders, ring)

@@ -1,0 +1,49 @@
+"""Names of dtypes and devices, and profiles held to less memory."""
+
+import pytest
+import torch
+
+from hrm.errors import HrmError
+from hrm.spec.hardware import load_profile
+from runtime.device import choose_device, make_device
+from runtime.dtypes import DTYPES, dtype_name, torch_dtype
+from runtime.profile_limits import capped
+
+
+def test_names_of_dtypes() -> None:
+    assert [torch_dtype(name) for name in DTYPES] == [torch.bfloat16, torch.float16, torch.float32]
+    assert tuple(dtype_name(torch_dtype(name)) for name in DTYPES) == DTYPES
+
+
+@pytest.mark.parametrize("name", ["tpu", "", "cuda:", "cuda:x", "cuda:-1", "cpu:0", "cpu:", "CPU"])
+def test_strange_devices_are_refused(name: str) -> None:
+    with pytest.raises(HrmError, match="must be cuda, cuda with an index such as cuda:1, or cpu"):
+        choose_device(name)
+
+
+def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert choose_device(None) == choose_device("cpu") == make_device(None).torch_device == torch.device("cpu")
+    for name in ("cuda", "cuda:0"):
+        with pytest.raises(HrmError, match=f"device {name}: PyTorch finds no CUDA GPU here"):
+            make_device(name)
+
+
+def test_with_two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 1)
+    assert choose_device(None) == choose_device("cuda") == choose_device("cuda:1") == torch.device("cuda", 1)
+    assert choose_device("cuda:0").index == 0 and choose_device("cpu").type == "cpu"
+    with pytest.raises(HrmError, match="cuda:2: PyTorch finds 2 CUDA GPUs"):
+        choose_device("cuda:2")
+
+
+def test_memories_held_to_less() -> None:
+    profile = load_profile("t4")
+    gpu, cpu = profile.gpu.memory_usable.value, profile.cpu.memory_usable.value
+    assert capped(profile, None) is profile and capped(profile, gpu, 2 * cpu) is profile
+    less = capped(profile, gpu / 2, cpu / 4)
+    assert less.gpu.memory_usable.value == pytest.approx(gpu / 2)
+    assert less.cpu.memory_usable.value == pytest.approx(cpu / 4)
+    assert capped(profile, gpu / 2).cpu == profile.cpu
