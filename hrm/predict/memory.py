@@ -84,9 +84,8 @@ def pool_need(rates: Rates, placement: Placement, nodes: Nodes) -> Form:
         return form(len(nodes), ONE=DOUBLE_BUFFER * page)
     if placement.pool_layers is None:
         return form(len(nodes), ONE=layer + page, WEIGHTS=-layer)
-    computed = "ONE" if prefill_alone else "EXPERTS"
-    layers = placement.pool_layers * layer
-    return form(len(nodes), **{computed: layers, "WEIGHTS": -layers})
+    layers = placement.pool_layers * layer  # also with mixing: the first pass of a run has nothing to decode yet
+    return form(len(nodes), ONE=layers, WEIGHTS=-layers)
 
 
 def cpu_parts(rates: Rates, placement: Placement, nodes: Nodes) -> Parts:
