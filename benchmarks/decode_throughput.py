@@ -98,13 +98,20 @@ def measure(args: argparse.Namespace, setting: Setting) -> dict[str, Any]:
 
 
 def memory(engine: Engine) -> dict[str, Any]:
-    """Bytes by part, and the most that the GPU's allocator has given out and held."""
+    """Bytes by part, the most that the GPU's allocator has given out and held, and how often it had to stop the device to
+    give memory back before it could go on.
+    """
     parts = {"gpu_parts": engine.memory.gpu_parts, "cpu_parts": engine.memory.cpu_parts}
     device = engine.device.torch_device
     if device.type != "cuda":
         return parts
     allocated, reserved = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
-    return {**parts, "gpu_peak_allocated_bytes": allocated, "gpu_peak_reserved_bytes": reserved}
+    return {
+        **parts,
+        "gpu_peak_allocated_bytes": allocated,
+        "gpu_peak_reserved_bytes": reserved,
+        "gpu_allocation_retries": torch.cuda.memory_stats(device).get("num_alloc_retries", 0),
+    }
 
 
 def describe(args: argparse.Namespace, setting: Setting) -> dict[str, Any]:
