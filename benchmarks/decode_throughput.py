@@ -98,8 +98,8 @@ def measure(args: argparse.Namespace, setting: Setting) -> dict[str, Any]:
 
 
 def memory(engine: Engine) -> dict[str, Any]:
-    """Bytes by part, the most that the GPU's allocator has given out and held, and how often it had to stop the device to
-    give memory back before it could go on.
+    """Bytes by part, the most that the GPU's allocator has given out and held, and how often it had to stop the device
+    to give memory back before it could go on.
     """
     parts = {"gpu_parts": engine.memory.gpu_parts, "cpu_parts": engine.memory.cpu_parts}
     device = engine.device.torch_device
