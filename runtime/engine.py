@@ -18,7 +18,7 @@ from runtime.finishing import Detokenise, finish_reason, text_of
 from runtime.kv_need import kv_plan
 from runtime.layouts import PolicyLayout, lay_out
 from runtime.load import load_memory
-from runtime.memory.kv_cache import KvCache, KvPlan, make_kv_cache
+from runtime.memory.kv_cache import empty_kv_cache, make_kv_cache
 from runtime.passes import PassResult, PassRunner
 from runtime.progress import EngineProgress, PassRecord
 from runtime.prompts import Prompt, Tokenise, as_requests, beyond_vocabulary
@@ -135,7 +135,7 @@ class Engine:
             kv.forget()
         else:
             del kv  # its memory is needed
-            self.memory.kv = KvCache(KvPlan(0, 0, plan.lock), [], [], [], {})
+            self.memory.kv = empty_kv_cache(plan.lock)
             device, threads = self.device.torch_device, self.memory.cpu_threads
             self.memory.kv = make_kv_cache(self.config, plan, device, threads)
             self.device.synchronise()

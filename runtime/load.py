@@ -13,7 +13,7 @@ from runtime.kernels.cpu_attention import attention_backend
 from runtime.layouts import PolicyLayout
 from runtime.memory.dense_weights import DenseWeights, lay_unit
 from runtime.memory.host_weights import ExpertStore, load_experts, random_experts
-from runtime.memory.kv_cache import KvCache, KvPlan
+from runtime.memory.kv_cache import empty_kv_cache
 from runtime.model_memory import ModelMemory
 from runtime.models.common import global_names
 from runtime.models.family import Shapes
@@ -47,7 +47,7 @@ def load_memory(
     dense = _load_dense(model, layout.policy.dense_weights_on_gpu, torch_device, lock)
     experts = _load_experts(model, layout, torch_device, lock, progress)
     pool = torch.empty(layout.pool_bytes(), dtype=torch.uint8, device=torch_device)
-    kv = KvCache(KvPlan(0, 0, lock), [], [], [], {})
+    kv = empty_kv_cache(lock)
     final = final_norm.to(torch_device)
     threads = compute_threads()
     attention_backend()  # compiled now, not in the first pass

@@ -10,12 +10,14 @@ from torch import Tensor
 
 from hrm.predict.timeline import Timeline
 from hrm.schedule.build import build_graph, page_plan
+from hrm.schedule.graph import TaskGraph
 from hrm.schedule.slice import PassSlice
 from hrm.schedule.task import Resource, Task
 from runtime.batch import Batch, Rows
 from runtime.carrying import carry_key, next_base, recount
 from runtime.device import CpuDevice, CudaDevice
 from runtime.forming import form_batch
+from runtime.kernels.gpu_attention import attends_ragged
 from runtime.layouts import PolicyLayout
 from runtime.memory.kv_cache import BLOCK
 from runtime.model_memory import ModelMemory
@@ -70,13 +72,14 @@ class PassRunner:
         batch = form_batch(table, self.layout.policy)
         _reserve(table, batch, self.memory)
         with torch.inference_mode(), self.device.lane(Resource.GPU):
-            state = self._state(batch, table)
+            wiring = self._wiring(batch)
+            state = self._state(batch, table, wiring.graph)
             self._prime(state)
         self._carried, self._carried_for = Carried(), None  # until the pass is through, nothing is known to be in place
         before, self.last_run = self.last_run, None
         if before is not None and not self.keep_runs:
             self.device.recycle([*before.starts, *before.ends])
-        self.last_run = self._pipeline.run(self._wiring(batch), lambda i, task: FUNCTIONS[task.kind](state, i, task))
+        self.last_run = self._pipeline.run(wiring, lambda i, task: FUNCTIONS[task.kind](state, i, task))
         self._carry(state)
         slots, tokens, logits = self._collect(state)
         self.last_run.perform, self._last_slice = _nothing, batch.slice  # the state's tensors are not kept
@@ -88,9 +91,15 @@ class PassRunner:
         if self.last_run is None or self._last_slice is None:
             return None
         self.device.synchronise()
-        timeline = self.last_run.timeline(self.device)
-        # passes of one structure share a graph: this one says what the latest carried
-        return replace(timeline, graph=build_graph(self.layout.sizes, self._last_slice, self.layout.policy))
+        return self.timeline_of(self.last_run, self._last_slice)
+
+    def timeline_of(self, run: PassRun, work: PassSlice) -> Timeline:
+        """Of a pass that carried `work`, every mark of which is reached.
+
+        Passes of one structure share a graph; the timeline's says what this one carried.
+        """
+        timeline = run.timeline(self.device)
+        return replace(timeline, graph=build_graph(self.layout.sizes, work, self.layout.policy))
 
     def close(self) -> None:
         """Ends the threads."""
@@ -108,14 +117,14 @@ class PassRunner:
         self._wirings.move_to_end(key)
         return self._wirings[key]
 
-    def _state(self, batch: Batch, table: SequenceTable) -> PassState:
-        graph = self._wiring(batch).graph
+    def _state(self, batch: Batch, table: SequenceTable, graph: TaskGraph) -> PassState:
         paging = self.layout.paging(graph.pages, batch.slice.decodes)
         if paging.pool_bytes > len(self.memory.pool):
             self.memory.pool = torch.empty(paging.pool_bytes, dtype=torch.uint8, device=self.device.torch_device)
             self._carried_for = None
         staging = self.memory.staging("tables", None)
-        tables = make_tables(batch, table, staging, self.device.torch_device)
+        ragged = attends_ragged(self.device.torch_device, self.memory.config.dtype)
+        tables = make_tables(batch, table, staging, self.device.torch_device, ragged)
         self.memory.reserve_kv_buffers(max(_staged_blocks(rows, table) for rows in batch.rows))
         sent = self.device.mark()
         with self.device.lane(Resource.HTOD):  # whose first tasks wait for nothing else, and read the tables

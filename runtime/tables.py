@@ -76,10 +76,15 @@ class RowTables:
     prefill: PrefillTables | None
 
 
-def make_tables(batch: Batch, table: SequenceTable, staging: Staging, device: torch.device) -> list[RowTables]:
-    """Tables of all micro-batches; `table` already counts the pass's tokens as cached."""
+def make_tables(
+    batch: Batch, table: SequenceTable, staging: Staging, device: torch.device, ragged: bool
+) -> list[RowTables]:
+    """Tables of all micro-batches; `table` already counts the pass's tokens as cached.
+
+    ragged: prompts attend one behind the other, and need no groups of similar length.
+    """
     upload = Upload()
-    drafts = [_Draft(rows, table, upload) for rows in batch.rows]
+    drafts = [_Draft(rows, table, upload, ragged) for rows in batch.rows]
     sent = upload.send(staging, device)
     return [draft.finish(sent) for draft in drafts]
 
@@ -87,8 +92,8 @@ def make_tables(batch: Batch, table: SequenceTable, staging: Staging, device: to
 class _Draft:
     """Tables of one micro-batch before its arrays are on the device."""
 
-    def __init__(self, rows: Rows, table: SequenceTable, upload: Upload) -> None:
-        self.rows, self.table, self.upload = rows, table, upload
+    def __init__(self, rows: Rows, table: SequenceTable, upload: Upload, ragged: bool) -> None:
+        self.rows, self.table, self.upload, self.ragged = rows, table, upload, ragged
         self.positions = upload.add(rows.positions)
         self.logits = upload.add(np.array(rows.logit_rows, np.int64))
         self.draw = self._draw(np.array(rows.logit_slots, np.int64))
@@ -124,9 +129,12 @@ class _Draft:
         self.on_cpu = on_cpu
 
     def _prefill(self) -> None:
-        whole = sorted((p for p in self.rows.pieces if p.start == 0 and p.last), key=lambda p: p.stop)
+        whole = [] if self.ragged else [p for p in self.rows.pieces if p.start == 0 and p.last]
         self.parts = tuple(p for p in self.rows.pieces if p.start > 0 or not p.last)
-        self.groups = [[self.upload.add(a) for a in group_arrays(group)] for group in similar_groups(whole)]
+        self.groups = [
+            [self.upload.add(a) for a in group_arrays(group)]
+            for group in similar_groups(sorted(whole, key=lambda p: p.stop))
+        ]
         self.borders = self.upload.add(np.array([p.row for p in self.rows.pieces] + [len(self.rows.tokens)], np.int64))
         homes = [piece_homes(self.table, piece) for piece in self.rows.pieces]
         on_gpu = [bool(self.table.on_gpu[piece.slot]) for piece in self.rows.pieces]

@@ -138,8 +138,4 @@ def _coarser(rates: Rates, policy: Policy) -> Iterator[int]:
 
 def _with_micro_batches(policy: Policy, n: int) -> Policy:
     """The policy with `n` equal micro-batches; of the batch, what does not fill them is left out."""
-    mu = policy.batch_size // n
-    ffn = mu * n if policy.ffn_batching == "batch" else mu
-    return Policy.model_validate(
-        policy.model_dump() | {"batch_size": mu * n, "micro_batch_size": mu, "ffn_batch_size": ffn}
-    )
+    return policy.resized(n, policy.batch_size // n)

@@ -11,7 +11,7 @@ from hrm.spec.config_fields import ConfigFields
 from hrm.spec.families import FAMILIES
 from hrm.spec.model import ModelSpec
 from hrm.spec.suggest import unknown_name
-from hrm.spec.text_file import read_text
+from hrm.spec.text_file import read_text, unique_keys
 
 _PACKAGE = "hrm.data.models"
 
@@ -83,16 +83,6 @@ def _load_path(path: Path) -> ModelSpec:
 
 def _parse(text: str, where: str) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_unique_keys)
+        return json.loads(text, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as failure:
         raise ModelConfigError(f"{where}: is not valid JSON ({str(failure)[:200]})") from None
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """JSON lets the last of two equal keys win silently; here it is a fault."""
-    seen: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in seen:
-            raise ValueError(f"field {key!r} is given twice")
-        seen[key] = value
-    return seen

@@ -69,6 +69,13 @@ class Policy(BaseModel):
         """n = N / mu."""
         return self.batch_size // self.micro_batch_size
 
+    def resized(self, num_micro_batches: int, micro_batch_size: int) -> "Policy":
+        """The same choices with a batch of n x mu sequences."""
+        batch = num_micro_batches * micro_batch_size
+        ffn = batch if self.ffn_batching == "batch" else micro_batch_size
+        changes = {"batch_size": batch, "micro_batch_size": micro_batch_size, "ffn_batch_size": ffn}
+        return Policy.model_validate(self.model_dump() | changes)
+
     @model_validator(mode="after")
     def _consistent(self) -> "Policy":
         if self.batch_size % self.micro_batch_size:

@@ -97,3 +97,13 @@ def read_yaml_mapping(text: str, where: str, error: type[HrmError]) -> dict[str,
     if not isinstance(data, dict):
         raise error(f"{where}: must hold `field: value` lines, not {type(data).__name__}")
     return {str(key): value for key, value in data.items()}
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """JSON lets the last of two equal keys win silently; here it is a fault."""
+    seen: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in seen:
+            raise ValueError(f"field {key!r} is given twice")
+        seen[key] = value
+    return seen

@@ -14,7 +14,7 @@ from runtime.calibration.matmul import affordable
 from runtime.calibration.plan import Plan
 from runtime.calibration.results import Timing
 from runtime.calibration.timing import random_tensor, time_calls
-from runtime.kernels.expert_ffn import expert_mlp
+from runtime.kernels.expert_ffn import expert_mlp, goes_grouped
 
 GROUPED, PER_EXPERT = "grouped matrix products", "one expert after the other"
 
@@ -34,7 +34,7 @@ class ExpertWeights:
 
 def expert_method(dtype: torch.dtype, device: torch.device) -> str:
     """Which way experts run for this device and dtype: GROUPED on a GPU but in fp32, else PER_EXPERT."""
-    return GROUPED if device.type == "cuda" and dtype != torch.float32 else PER_EXPERT
+    return GROUPED if goes_grouped(device, dtype) else PER_EXPERT
 
 
 def measure_experts(

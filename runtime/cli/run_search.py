@@ -39,9 +39,7 @@ def cut_policies(policy: Policy, num_requests: int) -> Iterator[Policy]:
     for n in MICRO_BATCHES:
         mu = -(-limit // n) if -(-limit // n) * n <= policy.batch_size else limit // n
         if n <= limit and mu >= 1:
-            whole = policy.ffn_batching == "batch"
-            changes = {"batch_size": mu * n, "micro_batch_size": mu, "ffn_batch_size": mu * n if whole else mu}
-            yield Policy.model_validate(policy.model_dump() | changes)
+            yield policy.resized(n, mu)
 
 
 def _best(rates: Rates, policies: Sequence[Policy], update: Callable[[int, int], None]) -> Policy:

@@ -47,12 +47,13 @@ def sort_tokens(x: Tensor, experts: Tensor, weights: Tensor, num_experts: int) -
     back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
     all_experts = torch.arange(num_experts, device=x.device)
     ends = torch.searchsorted(chosen, all_experts, right=True, out_int32=True)
-    counts = torch.bincount(chosen, minlength=num_experts).tolist() if _one_by_one(x) else None
+    counts = torch.bincount(chosen, minlength=num_experts).tolist() if not goes_grouped(x.device, x.dtype) else None
     return SortedTokens(x[order // top_k], ends, counts, back, weights.float().view(tokens, 1, top_k))
 
 
-def _one_by_one(x: Tensor) -> bool:
-    return not x.is_cuda or x.dtype == torch.float32
+def goes_grouped(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether all experts go in one grouped matmul, and not one by one."""
+    return device.type == "cuda" and dtype != torch.float32
 
 
 def add_slabs(total: Tensor | None, tokens: SortedTokens, slabs: list[SlabTensors]) -> Tensor | None:

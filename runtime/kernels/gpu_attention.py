@@ -69,7 +69,7 @@ def _padded(qkv: Tensor, blocks: Tensor, table: Tensor, lengths: Tensor, num_hea
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """q [T, N, D] of a prompt's last T tokens, k and v [S, K, D] of all up to there, S >= T -> [T, N D]."""
     tokens, total = q.shape[0], k.shape[0]
-    if attends_ragged(q):
+    if attends_ragged(q.device, q.dtype):
         return _flash(q, k, v, _ends(tokens, q.device), _ends(total, q.device), tokens, total, scale).flatten(1)
     mask = None
     if tokens < total:
@@ -81,9 +81,9 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     return out[0].transpose(0, 1).reshape(tokens, -1)
 
 
-def attends_ragged(q: Tensor) -> bool:
-    """Whether `ragged_causal_attention` takes such tensors."""
-    return q.is_cuda and q.dtype in (torch.bfloat16, torch.float16)
+def attends_ragged(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether `ragged_causal_attention` takes tensors there and of that kind."""
+    return device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
 
 
 def ragged_causal_attention(q: Tensor, k: Tensor, v: Tensor, borders: Tensor, longest: int, scale: float) -> Tensor:

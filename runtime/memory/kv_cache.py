@@ -91,6 +91,11 @@ class KvCache:
         return sum(t.numel() * t.element_size() for t in self.gpu)
 
 
+def empty_kv_cache(lock: bool) -> KvCache:
+    """Before requests are known, and between two caches of which one has to go before the other comes."""
+    return KvCache(KvPlan(0, 0, lock), [], [], [], {})
+
+
 def block_bytes(config: ModelConfig) -> int:
     """Bytes of one block in one layer."""
     return 2 * config.kv_width * BLOCK * config.dtype.itemsize

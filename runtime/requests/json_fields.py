@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from hrm.errors import RequestError
+from hrm.spec.text_file import unique_keys
 
 
 def parse_object(raw: bytes, where: str) -> "JsonFields":
@@ -18,7 +19,7 @@ def parse_object(raw: bytes, where: str) -> "JsonFields":
         RequestError: not UTF-8, not JSON, a field given twice, text that is no Unicode, or anything but an object.
     """
     try:
-        data = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique_keys)
+        data = json.loads(raw.decode("utf-8"), object_pairs_hook=unique_keys)
         json.dumps(data, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError as failure:
         raise RequestError(f"{where}: is not text (byte {failure.start + 1} is not valid UTF-8)") from None
@@ -29,16 +30,6 @@ def parse_object(raw: bytes, where: str) -> "JsonFields":
     if not isinstance(data, dict):
         raise RequestError(f"{where}: must be a JSON object, not {reprlib.repr(data)}")
     return JsonFields(data, where)
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """JSON lets the last of two equal keys win silently; here it is a fault."""
-    seen: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in seen:
-            raise ValueError(f"field {key!r} is given twice")
-        seen[key] = value
-    return seen
 
 
 @dataclass(frozen=True)

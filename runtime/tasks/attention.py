@@ -106,7 +106,7 @@ def _attend_prompts(state: PassState, j: int, layer: int) -> None:
     heads = config.num_attention_heads, config.num_key_value_heads
     q, k, v = qkv[:, : heads[0]], qkv[:, heads[0] : -heads[1]], qkv[:, -heads[1] :]
     scale = config.head_dim**-0.5
-    if attends_ragged(q):
+    if attends_ragged(q.device, q.dtype):
         borders = tables.borders.to(torch.int32)
         out.copy_(ragged_causal_attention(q, k, v, borders, tables.longest, scale).flatten(1))
     else:

@@ -14,7 +14,7 @@ from runtime.engine import layout_of
 from runtime.kv_need import kv_plan
 from runtime.layouts import PolicyLayout
 from runtime.load import load_memory
-from runtime.memory.kv_cache import KvCache, KvPlan, make_kv_cache
+from runtime.memory.kv_cache import empty_kv_cache, make_kv_cache
 from runtime.model_memory import ModelMemory
 from runtime.pass_run import PassRun
 from runtime.passes import PassResult, PassRunner
@@ -48,6 +48,10 @@ class Bench:
     def forget(self) -> None:
         """Gives all memory back."""
         self._memory = self._layout = None
+        self._collect()
+
+    def _collect(self) -> None:
+        """Memory that nobody holds goes back to the system and the GPU."""
         gc.collect()
         if self.device.torch_device.type == "cuda":
             torch.cuda.empty_cache()
@@ -61,11 +65,9 @@ class Bench:
         old, self._memory = self._memory, None
         if old is None or self._layout is None or _places(layout) != _places(self._layout):
             return None
-        old.kv, old.pool = KvCache(KvPlan(0, 0, False), [], [], [], {}), torch.empty(0, dtype=torch.uint8)
+        old.kv, old.pool = empty_kv_cache(lock=False), torch.empty(0, dtype=torch.uint8)
         old.dense.base = 0
-        gc.collect()
-        if self.device.torch_device.type == "cuda":
-            torch.cuda.empty_cache()
+        self._collect()
         pool = torch.empty(layout.pool_bytes(), dtype=torch.uint8, device=self.device.torch_device)
         return ModelMemory(
             old.config, old.family, old.device, old.experts, old.dense, old.embedding, old.final_norm, pool, old.kv,

@@ -88,30 +88,22 @@ def _sizes_of(best: Policy, options: ValidateOptions) -> Iterator[Policy]:
 
 def halved(policy: Policy) -> Policy:
     """Half the batch, in micro-batches of half the size."""
-    return resized(policy, policy.num_micro_batches, max(1, policy.micro_batch_size // 2))
+    return policy.resized(policy.num_micro_batches, max(1, policy.micro_batch_size // 2))
 
 
 def quartered(policy: Policy) -> Policy:
     """A quarter of the batch: half as many micro-batches of half the size, where the schedule runs so few."""
     n, mu = policy.num_micro_batches, policy.micro_batch_size
     if n // 2 < placement_of(policy).min_micro_batches:
-        return resized(policy, n, max(1, mu // 4))
-    return resized(policy, n // 2, max(1, mu // 2))
+        return policy.resized(n, max(1, mu // 4))
+    return policy.resized(n // 2, max(1, mu // 2))
 
 
 def cut_batch(policy: Policy, batch_size: int) -> Policy:
     """At most so many sequences, in as many micro-batches as before where there are enough sequences."""
     size = min(batch_size, policy.batch_size)
     n = min(policy.num_micro_batches, size)
-    return resized(policy, n, size // n)
-
-
-def resized(policy: Policy, num_micro_batches: int, micro_batch_size: int) -> Policy:
-    """The same choices with n x mu sequences."""
-    batch = num_micro_batches * micro_batch_size
-    ffn = batch if policy.ffn_batching == "batch" else micro_batch_size
-    changes = {"batch_size": batch, "micro_batch_size": micro_batch_size, "ffn_batch_size": ffn}
-    return Policy.model_validate(policy.model_dump() | changes)
+    return policy.resized(n, size // n)
 
 
 def _distinct(named: Iterable[tuple[str, Policy]], contexts: tuple[int, ...]) -> Iterator[Case]:

@@ -1,7 +1,7 @@
 """Runs one policy for a few passes: seconds, the timeline of the median pass, and memory."""
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -68,17 +68,11 @@ def _run(session: Session, shape: RunShape, load_seconds: float, on_gpu: bool) -
         tuple(each.seconds for each, _ in passes),
         result.seconds,
         result.batch.slice,
-        _timeline(session, run, result.batch.slice),
+        session.runner.timeline_of(run, result.batch.slice),
         prefill,
         _memory(session.memory, on_gpu),
         load_seconds,
     )
-
-
-def _timeline(session: Session, run: PassRun, work: PassSlice) -> Timeline:
-    """Of a pass that carried `work`; passes of one structure share a graph, which names the first one's."""
-    timeline = run.timeline(session.runner.device)
-    return replace(timeline, graph=replace(timeline.graph, slice=work))
 
 
 def _median(passes: list[tuple[PassResult, PassRun]]) -> tuple[PassResult, PassRun]:
