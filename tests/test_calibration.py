@@ -270,6 +270,7 @@ def test_beside_a_gpu_some_cpu_memory_is_left_to_others(
     available: int, usable: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from runtime.calibration import machine_memory
+    from runtime.profile_limits import GPU_RESERVE
 
     monkeypatch.setattr(machine_memory, "total_bytes", lambda: 24 * GIB)
     monkeypatch.setattr(machine_memory, "available_bytes", lambda: available * GIB)
@@ -278,7 +279,7 @@ def test_beside_a_gpu_some_cpu_memory_is_left_to_others(
     monkeypatch.setattr("torch.cuda.set_per_process_memory_fraction", lambda *_: None)
     memory = machine_memory.gpu_machine_memory(torch.device("cuda", 0), None, None)
     assert (memory.cpu_capacity // GIB, memory.cpu_usable // GIB) == (24, usable)
-    assert memory.gpu_usable == 15 * GIB - machine_memory.GPU_RESERVE
+    assert memory.gpu_usable == 15 * GIB - GPU_RESERVE
     stated = machine_memory.gpu_machine_memory(torch.device("cuda", 0), None, 30 * GIB)
     assert (stated.cpu_capacity, stated.cpu_usable) == (30 * GIB, 30 * GIB)
 

@@ -7,7 +7,7 @@ from hrm.errors import HrmError
 from hrm.spec.hardware import load_profile
 from runtime.device import choose_device, make_device
 from runtime.dtypes import DTYPES, dtype_name, torch_dtype
-from runtime.profile_limits import capped
+from runtime.profile_limits import GPU_RESERVE, capped
 
 
 def test_names_of_dtypes() -> None:
@@ -42,8 +42,9 @@ def test_with_two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_memories_held_to_less() -> None:
     profile = load_profile("t4")
     gpu, cpu = profile.gpu.memory_usable.value, profile.cpu.memory_usable.value
-    assert capped(profile, None) is profile and capped(profile, gpu, 2 * cpu) is profile
+    assert capped(profile, None) is profile and capped(profile, gpu + GPU_RESERVE, 2 * cpu) is profile
     less = capped(profile, gpu / 2, cpu / 4)
-    assert less.gpu.memory_usable.value == pytest.approx(gpu / 2)
+    assert less.gpu.memory_usable.value == pytest.approx(gpu / 2 - GPU_RESERVE)
+    assert capped(profile, 64e6).gpu.memory_usable.value == pytest.approx(62e6)
     assert less.cpu.memory_usable.value == pytest.approx(cpu / 4)
     assert capped(profile, gpu / 2).cpu == profile.cpu

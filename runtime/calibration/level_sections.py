@@ -3,7 +3,6 @@
 from typing import Any
 
 from hrm.spec.units import format_bytes
-from runtime.calibration.machine_memory import GPU_RESERVE
 from runtime.calibration.numbers import (
     bytes_text,
     entry,
@@ -16,6 +15,7 @@ from runtime.calibration.numbers import (
 from runtime.calibration.results import Calibration, Spread, Timing
 from runtime.calibration.steps import fastest_copy, streaming
 from runtime.host_memory import RESERVE
+from runtime.profile_limits import GPU_RESERVE, RESERVE_SHARE
 
 GPU_OVERHEAD_WORDS = "tasks before and after attention on one token of a tiny model, one after the other"
 CPU_OVERHEAD_WORDS = "decode attention over one block of KV a sequence, no more than gives every thread a piece"
@@ -110,7 +110,7 @@ def _gpu_usable(calibration: Calibration) -> dict[str, str]:
 
 
 def _reserve() -> str:
-    return f"less {format_bytes(GPU_RESERVE)} for workspaces and gaps"
+    return f"less {format_bytes(GPU_RESERVE)}, or 1/{RESERVE_SHARE} where that is less, for workspaces and gaps"
 
 
 def _gpu_capacity_note(calibration: Calibration) -> str:

@@ -7,8 +7,7 @@ import torch
 from hrm.errors import HrmError
 from hrm.spec.units import format_bytes
 from runtime.host_memory import available_bytes, reserve_bytes, total_bytes
-
-GPU_RESERVE = 256 << 20  # workspaces of matrix libraries and gaps between blocks: 170 MiB seen under 16 GiB
+from runtime.profile_limits import gpu_reserve
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ def gpu_machine_memory(device: torch.device, gpu_memory: int | None, cpu_memory:
     torch.cuda.set_per_process_memory_fraction(limit / gpu_total, device)
     total, available = total_bytes(), available_bytes()
     cpu_usable = available - reserve_bytes(available) if cpu_memory is None else cpu_memory
-    return MemorySizes(gpu_total, limit - GPU_RESERVE, max(total, cpu_usable), cpu_usable)
+    return MemorySizes(gpu_total, limit - int(gpu_reserve(limit)), max(total, cpu_usable), cpu_usable)
 
 
 def cpu_only_memory(gpu_memory: int | None, cpu_memory: int | None) -> MemorySizes:

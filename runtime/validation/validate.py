@@ -16,7 +16,7 @@ from runtime.checkpoint.source import WeightSource
 from runtime.checkpoint.synthetic import synthetic_checkpoint
 from runtime.device import choose_device
 from runtime.dtypes import dtype_name, torch_dtype
-from runtime.profile_limits import capped
+from runtime.profile_limits import GPU_RESERVE, capped
 from runtime.validation.bench import Bench
 from runtime.validation.cases import Case, Plan, RatesAt, make_plan
 from runtime.validation.check import CheckedRun, check_case
@@ -141,5 +141,5 @@ def machine_profile(options: ValidateOptions, device: torch.device) -> tuple[Har
     profile = capped(profile, options.gpu_memory_limit, options.cpu_memory_limit)
     usable = profile.gpu.memory_usable.value
     if device.type == "cuda" and is_emulated(device, usable):
-        return profile, usable if options.gpu_memory_limit is None else options.gpu_memory_limit
+        return profile, usable + GPU_RESERVE if options.gpu_memory_limit is None else options.gpu_memory_limit
     return profile, None
