@@ -43,8 +43,8 @@ def test_memories_held_to_less() -> None:
     profile = load_profile("t4")
     gpu, cpu = profile.gpu.memory_usable.value, profile.cpu.memory_usable.value
     assert capped(profile, None) is profile and capped(profile, gpu + GPU_RESERVE, 2 * cpu) is profile
-    less = capped(profile, gpu / 2, cpu / 4)
-    assert less.gpu.memory_usable.value == pytest.approx(gpu / 2 - GPU_RESERVE)
-    assert capped(profile, 64e6).gpu.memory_usable.value == pytest.approx(62e6)
+    less = capped(profile, 10 * 2**30, cpu / 4)
+    assert less.gpu.memory_usable.value == pytest.approx(10 * 2**30 - GPU_RESERVE)
+    assert capped(profile, 64e6).gpu.memory_usable.value == pytest.approx(62e6)  # a small limit, a small reserve
     assert less.cpu.memory_usable.value == pytest.approx(cpu / 4)
     assert capped(profile, gpu / 2).cpu == profile.cpu
