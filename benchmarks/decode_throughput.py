@@ -22,6 +22,7 @@ from gpu_machine import describe_machine
 
 from hrm.errors import HrmError
 from hrm.predict.rates import Rates
+from hrm.predict.requests import Request
 from hrm.predict.simulate import Simulator
 from hrm.search.refine import best_by_simulation
 from hrm.search.search import make_rates
@@ -70,7 +71,8 @@ def make_setting(args: argparse.Namespace) -> Setting:
     elif args.requests is None:
         policy = best_by_simulation(rates, args.schedule).policy
     else:
-        policy = search_for(rates, args.schedule, args.requests)
+        asked = [Request(lengths[i % len(lengths)], args.gen_len) for i in range(args.requests)]
+        policy = search_for(rates, args.schedule, asked)
     return Setting(model, rates, policy, lengths, args.policy is None)
 
 

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ FILL_CHUNKS = 16  # chunks of prompts per pass while filling, where hidden state
 FILL_WHOLE_BATCH = 8192  # prompt tokens per pass while filling, where those of the whole batch stay on the GPU
 FULL = 0.98  # share of the most sequences in flight that counts as a full batch
 MOST_POINTS = 200  # of throughput over time
+TELL_SECONDS = 10.0  # between lines of progress
 
 
 @dataclass(frozen=True)
@@ -114,31 +115,34 @@ def decode_run(run: Run, passes: int, warmup: int, fill_tokens: int | None) -> d
 
 
 def end_to_end_run(run: Run, passes: int) -> dict[str, Any]:
-    """All requests to their last token; the window holds the last passes that decoded a full batch."""
+    """All requests to their last token; the window holds the last passes that decoded a full batch. Interrupted
+    (Ctrl-C), it reports what has run, and says so.
+    """
     requests = run.requests(run.lengths, run.num_requests, run.gen_len)
     began = time.perf_counter()
     run.engine.make_room(requests)
     room_seconds = time.perf_counter() - began
+    print(f"KV cache in place in {room_seconds:.1f} s", flush=True)
     pools, most = run.engine.memory.kv.pools, run.engine.config.max_position_embeddings
     waiting = deque(r for r in requests if refusal(r, run.engine.policy, pools, most) is None)
     refused = len(requests) - len(waiting)
-    window, points, full = run.window(), list[dict[str, float]](), False
+    window, points, interrupted = run.window(), list[dict[str, float]](), False
     started = time.perf_counter()
-    while waiting or run.engine.progress.active:
-        sample = run.step(waiting)
-        points.append(_point(run, sample, started))
-        if sample.decoding >= FULL * max(p["decoding"] for p in points):
-            before = window.samples if full else []
-            window.samples, full = [*before, sample][-passes:], True
-        else:
-            full = False
-    seconds = time.perf_counter() - started
+    try:
+        for sample in _all_passes(run, waiting):
+            points.append(_point(run, sample, started))
+            _keep(window, sample, points, passes)
+            _tell(points)
+    except KeyboardInterrupt:
+        interrupted = True
+    seconds = points[-1]["seconds"] if points else time.perf_counter() - started
     progress = run.engine.progress
     return {
         "batch": max((p["decoding"] for p in points), default=0),
         "requests": len(requests),
         "finished": progress.finished,
         "refused": refused,
+        "interrupted": interrupted,
         "kv_cache_seconds": room_seconds,
         "seconds": seconds,
         "passes": progress.passes,
@@ -147,6 +151,27 @@ def end_to_end_run(run: Run, passes: int) -> dict[str, Any]:
         "over_time": points[:: -(-len(points) // MOST_POINTS) or 1],
         "window": window.report(),
     }
+
+
+def _all_passes(run: Run, waiting: deque[Request]) -> Iterator[Sample]:
+    while waiting or run.engine.progress.active:
+        yield run.step(waiting)
+
+
+def _keep(window: PassWindow, sample: Sample, points: list[dict[str, float]], passes: int) -> None:
+    """The last consecutive passes with a full batch."""
+    full = FULL * max(point["decoding"] for point in points)
+    if sample.decoding >= full:
+        went_on = len(points) > 1 and points[-2]["decoding"] >= full
+        window.samples = [*(window.samples if went_on else []), sample][-passes:]
+
+
+def _tell(points: list[dict[str, float]]) -> None:
+    """A line now and then."""
+    now, before = points[-1]["seconds"], points[-2]["seconds"] if len(points) > 1 else -TELL_SECONDS
+    if now // TELL_SECONDS > before // TELL_SECONDS:
+        latest = f"{points[-1]['pass_seconds']:.3f} s for {points[-1]['decoding']:,} sequences"
+        print(f"{now:.0f} s: pass {len(points)}, {latest}", flush=True)
 
 
 def _point(run: Run, sample: Sample, started: float) -> dict[str, float]:

@@ -13,17 +13,21 @@ from fake_engine import FakeEngine, write_checkpoint, write_config, write_policy
 import runtime.cli.run as run_module
 from hrm.cli.main import app
 from hrm.errors import HrmError
+from hrm.predict.generation import simulate_generation
+from hrm.predict.requests import Request as Asked
 from hrm.predict.simulate import Simulator
 from hrm.predict.timeline import Timeline
 from hrm.schedule.slice import decode_slice
+from hrm.search.refine import best_by_simulation
 from hrm.search.search import make_rates
 from hrm.spec.hardware import load_profile
 from hrm.spec.model_config import load_model
 from hrm.spec.policy import Policy
 from hrm.spec.policy_file import load_policy
 from hrm.spec.workload import make_workload
+from hrm.spec.workload_file import load_workload
 from runtime.cli.run_loop import describe_speed
-from runtime.cli.run_search import cut_policies
+from runtime.cli.run_search import cut_policies, search_for
 from runtime.cli.run_source import RunSource
 
 Lines = list[dict[str, Any]]
@@ -317,8 +321,24 @@ def test_a_batch_is_cut_to_the_requests(tmp_path: Path, num_requests: int) -> No
     policy = load_policy(write_policy(tmp_path / "policy.yaml"))
     cut = list(cut_policies(Policy.model_validate(policy.model_dump() | large), num_requests))
     limit = min(num_requests, 500)
-    assert [p.num_micro_batches for p in cut] == [n for n in (1, 2, 4, 8) if n <= limit]
+    itself = [5] if num_requests >= 500 else []
+    assert [p.num_micro_batches for p in cut] == itself + [n for n in (1, 2, 4, 8) if n <= limit]
     assert all(limit - 8 < p.batch_size <= min(limit + 8, 500) for p in cut)
+
+
+def test_the_search_simulates_the_run_it_is_for() -> None:
+    """A batch that fills by a few prompts a pass is best without end, and poor for one batch of requests."""
+    model, workload = load_model("mixtral-8x7b"), load_workload("mtbench-questions")
+    rates = make_rates(load_profile("l4"), model, workload)
+    endless = best_by_simulation(rates, "auto").policy
+    assert endless.mixed_prefill
+    asked = [Asked(length, 128) for length in (workload.prompt_lens * 9)[:700]]
+    chosen = search_for(rates, "auto", asked)
+    speeds = []
+    for policy in (chosen, endless):
+        simulator = Simulator(rates.for_chunk(policy.prefill_chunk_tokens))
+        speeds.append(simulate_generation(simulator, policy, asked).generation_throughput)
+    assert chosen.batch_size < 708 and speeds[0] > 1.2 * speeds[1]
 
 
 def test_speed_and_time_left() -> None:

@@ -170,7 +170,7 @@ def invoke(*words: str) -> tuple[int, str, BaseException | None]:
     app = typer.Typer(pretty_exceptions_enable=False)
     app.command()(validate)
     result = CliRunner().invoke(app, words, env={"COLUMNS": "200"})
-    return result.exit_code, result.output, result.exception
+    return result.exit_code, result.stdout, result.exception
 
 
 def test_the_command_writes_report_and_figures(tmp_path: Path) -> None:
@@ -217,6 +217,30 @@ def test_a_failed_policy_is_recorded_and_the_rest_goes_on(tmp_path: Path, monkey
     data = json.loads(out)
     assert code == 0 and len(data["runs"]) == 1
     assert [(left["label"], left["out_of_memory"]) for left in data["failed"]] == [("a, 2 x 2", True)]
+
+
+def test_interrupted_it_reports_what_has_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import runtime.validation.validate as module
+
+    real = module.check_case
+
+    def stops_at_b(bench: Bench, case: Case, *rest: object) -> object:
+        if case.label.startswith("b,"):
+            raise KeyboardInterrupt
+        return real(bench, case, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "check_case", stops_at_b)
+    for name, n in (("a", 2), ("b", 3)):
+        save_policy(make_policy("cgopipe", 2, n), tmp_path / f"{name}.yaml")
+    config = write_config(tmp_path / "config.json")
+    words = ["--profile", "t4", "--synthetic", str(config), "--contexts", "24", "--gen-len", "8", "--passes", "1"]
+    report = tmp_path / "report.json"
+    code, _, _ = invoke(
+        *words, "--report", str(report), "--device", "cpu", *(str(tmp_path / f"{n}.yaml") for n in "ab")
+    )
+    data = json.loads(report.read_text())
+    assert code == 0 and [run["label"] for run in data["runs"]] == ["a, 2 x 2"]
+    assert [(left["label"], left["reason"]) for left in data["failed"]] == [("b, 3 x 2", "interrupted")]
 
 
 @pytest.mark.parametrize(

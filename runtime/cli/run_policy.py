@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from hrm.predict.rates import Rates
+    from hrm.predict.requests import Request as Asked
     from hrm.spec.model import ModelSpec
     from hrm.spec.policy import Policy
     from runtime.cli.run_options import RunOptions
@@ -44,7 +45,7 @@ def choose_policy(
     if policy is None:
         if rates is None:
             raise HrmError(_no_policy(requests))
-        policy = search_for(rates, options.schedule, len(requests))
+        policy = search_for(rates, options.schedule, _asked(requests))
     if rates is None:
         return ChosenPolicy(policy, None, "needs --profile" if requests else "nothing to run")
     try:
@@ -88,10 +89,15 @@ def _predict(rates: Rates, policy: Policy, requests: Sequence[Request]) -> float
     """Generated tokens per second of the simulated run of these requests, each to its full length."""
     from hrm.cli.progress import progress_bar
     from hrm.predict.generation import simulate_generation
-    from hrm.predict.requests import Request as Asked
     from hrm.predict.simulate import Simulator
 
-    asked = [Asked(len(request.prompt), request.sampling.max_tokens) for request in requests]
     simulator = Simulator(rates.for_chunk(policy.prefill_chunk_tokens))
     with progress_bar("requests simulated") as update:
-        return simulate_generation(simulator, policy, asked, None, update).generation_throughput
+        return simulate_generation(simulator, policy, _asked(requests), None, update).generation_throughput
+
+
+def _asked(requests: Sequence[Request]) -> list[Asked]:
+    """Their lengths, for the simulator."""
+    from hrm.predict.requests import Request as Asked
+
+    return [Asked(len(request.prompt), request.sampling.max_tokens) for request in requests]

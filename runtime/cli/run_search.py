@@ -1,62 +1,78 @@
-"""The search of `hrm run`: the best policy for as many requests as there are."""
+"""The search of `hrm run`: the best policy for the requests there are."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 
 from hrm.cli.progress import progress_bar
 from hrm.errors import HrmError, PolicyError
+from hrm.predict.generation import simulate_generation
 from hrm.predict.rates import Rates
+from hrm.predict.requests import Request
 from hrm.predict.simulate import Simulator
 from hrm.predict.throughput import simulate_throughput
-from hrm.search.refine import refine
+from hrm.search.refine import MOST_KINDS, refine
 from hrm.search.search import search_policy
 from hrm.spec.policy import Policy
 
-REFINED = 4  # policies of the search that are simulated
+REFINED = 4  # policies of the search that are simulated, with mixed prefill and without
 MICRO_BATCHES = (1, 2, 4, 8)  # tried for a batch cut to the number of requests
+ENDLESS = 16  # batches of requests beyond which how they begin and end is a small part of the run
+Update = Callable[[int, int], None]
 
 
-def search_for(rates: Rates, schedule: str, num_requests: int) -> Policy:
-    """The policy that simulates best among the best of a search.
+def search_for(rates: Rates, schedule: str, requests: Sequence[Request]) -> Policy:
+    """The policy that simulates best for these requests among the best of a search.
 
-    A search takes requests to be without end. Where a batch is larger than all requests, each of its policies is
-    cut to their number, in 1 to 8 micro-batches, and what simulates best then is taken.
+    A search takes requests to be without end. A run of few batches fills up and drains for much of its time, most of
+    all where prompts join a few per pass; so there the whole run is simulated, mixed prefill and separate prefill
+    compared, each batch no larger than the requests.
 
     Raises:
-        InfeasibleError: nothing fits. UnknownNameError: an unknown schedule.
+        InfeasibleError: nothing fits. UnknownNameError: an unknown schedule. HrmError: nothing fits these requests.
     """
-    result = search_policy(rates, schedule, REFINED)
-    found = [candidate.policy for candidate in result.candidates]
+    result = search_policy(rates, schedule, MOST_KINDS)
     with progress_bar("policies simulated") as update:
-        if all(policy.batch_size <= num_requests for policy in found):
+        if all(ENDLESS * c.policy.batch_size <= len(requests) for c in result.candidates[:REFINED]):
             return refine(result, update)[0].policy
-        cut = [variant for policy in found for variant in cut_policies(policy, num_requests)]
-        return _best(rates, cut, update)
+        mixed, apart = ([c.policy for c in result.candidates if c.policy.mixed_prefill is m] for m in (True, False))
+        return _best_run(rates, [*mixed[:REFINED], *apart[:REFINED]], requests, update)
+
+
+def _best_run(rates: Rates, policies: Sequence[Policy], requests: Sequence[Request], update: Update) -> Policy:
+    """By simulation of the run; of each policy, the number of micro-batches that simulates best for one batch."""
+    speed: dict[Policy, float] = {}
+    for i, policy in enumerate(policies):
+        cut = _best_batch(rates, cut_policies(policy, len(requests)))
+        if cut is not None and cut not in speed:
+            simulator = Simulator(rates.for_chunk(cut.prefill_chunk_tokens))
+            with suppress(HrmError):  # a request that its micro-batches have no room for
+                speed[cut] = simulate_generation(simulator, cut, requests).generation_throughput
+        update(i + 1, len(policies))
+    if not speed:
+        raise HrmError("no policy of the search fits these requests; give --policy FILE")
+    return max(speed, key=lambda policy: speed[policy])
+
+
+def _best_batch(rates: Rates, policies: Iterator[Policy]) -> Policy | None:
+    """By simulation of one batch; None where none fits."""
+    speed: dict[Policy, float] = {}
+    for policy in policies:
+        simulator = Simulator(rates.for_chunk(policy.prefill_chunk_tokens))
+        try:
+            speed[policy] = simulate_throughput(simulator, policy).generation_throughput
+        except PolicyError:
+            continue
+    return max(speed, key=lambda policy: speed[policy]) if speed else None
 
 
 def cut_policies(policy: Policy, num_requests: int) -> Iterator[Policy]:
-    """The policy with a batch of at most so many requests, rounded up to whole micro-batches where it has room."""
+    """The policy itself where there are as many requests; else with a batch of so many, rounded up to whole
+    micro-batches where it has room. Each also in 1 to 8 micro-batches.
+    """
     limit = min(policy.batch_size, num_requests)
+    if policy.batch_size <= num_requests:
+        yield policy
     for n in MICRO_BATCHES:
         mu = -(-limit // n) if -(-limit // n) * n <= policy.batch_size else limit // n
         if n <= limit and mu >= 1:
             yield policy.resized(n, mu)
-
-
-def _best(rates: Rates, policies: Sequence[Policy], update: Callable[[int, int], None]) -> Policy:
-    """By simulation of one batch.
-
-    Raises:
-        HrmError: none fits.
-    """
-    speed: dict[int, float] = {}
-    for i, policy in enumerate(policies):
-        simulator = Simulator(rates.for_chunk(policy.prefill_chunk_tokens))
-        try:
-            speed[i] = simulate_throughput(simulator, policy).generation_throughput
-        except PolicyError:
-            continue
-        finally:
-            update(i + 1, len(policies))
-    if not speed:
-        raise HrmError("no policy of the search fits with as few requests; give --policy FILE")
-    return policies[max(speed, key=lambda i: speed[i])]

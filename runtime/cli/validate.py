@@ -12,7 +12,7 @@ import typer
 from hrm.cli import options as opt
 
 if TYPE_CHECKING:
-    from runtime.validation.report import ValidationReport
+    from runtime.validation.report import NotRun, RunCheck, ValidationReport
     from runtime.validation.validate import Validation
 
 
@@ -75,9 +75,16 @@ def validate(
     from runtime.validation.summary import report_json
     from runtime.validation.validate import validate as run_validation
 
-    result = run_validation(options, progress_bar)
+    result = run_validation(options, progress_bar, _tell)
     _write(result, report, plot, gantt)
     print_json(report_json(result.report)) if json else _print(result.report)
+
+
+def _tell(result: RunCheck | NotRun) -> None:
+    """A line for each policy, so that nobody waits in the dark."""
+    from runtime.validation.tables import describe_result
+
+    print(describe_result(result), file=sys.stderr, flush=True)
 
 
 def _write(result: Validation, report: Path | None, plot: Path | None, gantt: Path | None) -> None:

@@ -33,6 +33,15 @@ def run_rows(report: ValidationReport) -> list[tuple[str, ...]]:
     ]
 
 
+def describe_result(result: RunCheck | NotRun) -> str:
+    """One line: what was measured and predicted, or why there is nothing."""
+    where = f"{result.label}, context {result.context_len}"
+    if isinstance(result, NotRun):
+        return f"{where}: {result.reason}"
+    seconds = f"{format_seconds(result.measured_seconds)} a pass, predicted {format_seconds(result.predicted_seconds)}"
+    return f"{where}: {seconds} ({_signed(result.error)})"
+
+
 def chosen_columns(rows: Sequence[tuple[str, ...]], names: tuple[str, ...]) -> list[tuple[str, ...]]:
     """Of rows in COLUMNS, those columns."""
     places = [COLUMNS.index(name) for name in names]

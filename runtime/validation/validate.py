@@ -1,6 +1,6 @@
 """The whole validation: plan, run, compare, one policy after the other."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
@@ -27,6 +27,7 @@ from runtime.validation.workloads import search_workload
 
 Update = Callable[[int, int], None]
 Progress = Callable[[str], AbstractContextManager[Update]]
+Tell = Callable[[RunCheck | NotRun], None]
 
 
 @dataclass
@@ -60,10 +61,11 @@ class Validation:
     best: CheckedRun | None
 
 
-def validate(options: ValidateOptions, progress: Progress) -> Validation:
+def validate(options: ValidateOptions, progress: Progress, tell: Tell | None = None) -> Validation:
     """Runs the policies that the options ask for; what fails is recorded and the rest goes on.
 
-    progress: opens a bar with a title, told (done, total) after every schedule, then after every policy.
+    progress: opens a bar with a title, told (done, total) after every schedule, then after every policy. tell: is given
+    every result as it comes. Interrupted (Ctrl-C), it reports what has run.
 
     Raises:
         HrmError: a model, profile or policy file that cannot be read, or a device that is not there.
@@ -78,7 +80,10 @@ def validate(options: ValidateOptions, progress: Progress) -> Validation:
         plan = make_plan(options, rates, update)
     outcome = Outcome()
     with progress("policies run") as update:
-        _run_all(Bench(model, device.type, limit), plan, rates, options, outcome, update)
+        for result in _run_all(Bench(model, device.type, limit), plan, rates, options, update):
+            outcome.add(result)
+            if tell is not None:
+                tell(result.check if isinstance(result, CheckedRun) else result)
     report = ValidationReport(
         model=model.config.name,
         num_layers=model.config.num_layers,
@@ -93,11 +98,16 @@ def validate(options: ValidateOptions, progress: Progress) -> Validation:
 
 
 def _run_all(
-    bench: Bench, plan: Plan, rates: RatesAt, options: ValidateOptions, outcome: Outcome, update: Update
-) -> None:
+    bench: Bench, plan: Plan, rates: RatesAt, options: ValidateOptions, update: Update
+) -> Iterator[CheckedRun | NotRun]:
+    """Results one by one; interrupted, those that are left are not run."""
     for done, case in enumerate(plan.cases, 1):
-        result = _attempt(bench, case, rates[case.context_len], options)
-        outcome.add(result)
+        try:
+            result = _attempt(bench, case, rates[case.context_len], options)
+        except KeyboardInterrupt:
+            yield from (_not_run(left, "interrupted") for left in plan.cases[done - 1 :])
+            break
+        yield result
         if isinstance(result, NotRun):
             bench.forget()
         update(done, len(plan.cases))
@@ -111,9 +121,13 @@ def _attempt(bench: Bench, case: Case, rates: Rates, options: ValidateOptions) -
     except (HrmError, RuntimeError, MemoryError, AssertionError) as error:
         full = isinstance(error, torch.cuda.OutOfMemoryError | MemoryError)
         reason = " ".join(str(error).split())[:500] or type(error).__name__
-        return NotRun(
-            label=case.label, context_len=case.context_len, reason=reason, policy=case.policy, out_of_memory=full
-        )
+        return _not_run(case, reason, full)
+
+
+def _not_run(case: Case, reason: str, out_of_memory: bool = False) -> NotRun:
+    return NotRun(
+        label=case.label, context_len=case.context_len, reason=reason, policy=case.policy, out_of_memory=out_of_memory
+    )
 
 
 def open_model(options: ValidateOptions) -> WeightSource:
