@@ -13,8 +13,11 @@ import torch
 
 from hrm.errors import HrmError
 from hrm.schedule.task import Resource
+from runtime.threads import compute_threads
 
 HOST_LANES = (Resource.CPU, Resource.HOST)  # their tasks are done when the call returns, on any device
+
+BLOCKING = True  # a thread that waits for an event sleeps: one that spins takes a core from work on the CPU
 
 Mark = torch.cuda.Event | float
 
@@ -31,6 +34,9 @@ class CpuDevice:
 
     def enter(self, resource: Resource) -> None:
         """From here on this thread works in that lane."""
+
+    def begin_thread(self, resource: Resource) -> None:
+        """Nothing to set: the CPU's threads are all there is."""
 
     def mark(self) -> Mark:
         """Now."""
@@ -74,6 +80,11 @@ class CudaDevice:
         with torch.cuda.device(self.torch_device), torch.cuda.stream(self._streams[resource]):
             yield
 
+    def begin_thread(self, resource: Resource) -> None:
+        """Before a thread's first task: work on the CPU leaves cores to the threads that feed the GPU."""
+        if resource == Resource.CPU:
+            torch.set_num_threads(compute_threads())
+
     def enter(self, resource: Resource) -> None:
         """From here on this thread's work goes to the lane's stream; for threads that change lanes with every task."""
         torch.cuda.set_stream(self._streams[resource])
@@ -83,7 +94,7 @@ class CudaDevice:
         try:
             event = self._spare.pop()
         except IndexError:
-            event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            event = torch.cuda.Event(enable_timing=True, blocking=BLOCKING)  # type: ignore[no-untyped-call]
         event.record()
         return event
 

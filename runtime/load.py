@@ -1,6 +1,5 @@
 """Loads a model's weights to where a policy wants them."""
 
-import os
 from collections.abc import Callable
 
 import torch
@@ -17,9 +16,9 @@ from runtime.memory.kv_cache import empty_kv_cache
 from runtime.model_memory import ModelMemory
 from runtime.models.common import global_names
 from runtime.models.family import Shapes
+from runtime.threads import compute_threads
 
 FAST_RANDOM_BYTES = 4 << 30  # larger synthetic models get repeated random numbers
-SPARE_CORES = 8  # one of so many is left to the threads that feed the GPU
 
 
 def load_memory(
@@ -52,12 +51,6 @@ def load_memory(
     threads = compute_threads()
     attention_backend()  # compiled now, not in the first pass
     return ModelMemory(config, model.family, torch_device, experts, dense, embedding, final, pool, kv, threads)
-
-
-def compute_threads() -> int:
-    """Threads for work on the CPU: all cores but those that feed the GPU."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores - max(1, cores // SPARE_CORES))
 
 
 def _load_dense(model: WeightSource, share: float, device: torch.device, lock: bool) -> DenseWeights:

@@ -85,6 +85,7 @@ class Pipeline:
         return self._jobs[resource]
 
     def _serve(self, resource: Resource, jobs: "SimpleQueue[PassRun | None]") -> None:
+        self.device.begin_thread(resource)
         with torch.inference_mode(), self.device.lane(resource):
             while (run := jobs.get()) is not None:
                 try:

@@ -338,7 +338,7 @@ def test_the_search_simulates_the_run_it_is_for() -> None:
     for policy in (chosen, endless):
         simulator = Simulator(rates.for_chunk(policy.prefill_chunk_tokens))
         speeds.append(simulate_generation(simulator, policy, asked).generation_throughput)
-    assert chosen.batch_size < 708 and speeds[0] > 1.2 * speeds[1]
+    assert chosen.batch_size < 708 and speeds[0] > 1.1 * speeds[1]
 
 
 def test_speed_and_time_left() -> None:

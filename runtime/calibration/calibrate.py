@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from hrm.spec.model_config import load_model
 from runtime.calibration.disk import check_directory
 from runtime.calibration.machine import machine_facts
@@ -11,6 +13,7 @@ from runtime.calibration.plan import make_plan
 from runtime.calibration.results import Calibration
 from runtime.calibration.shapes import shapes_of
 from runtime.device import choose_device
+from runtime.threads import compute_threads
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ def calibrate_machine(options: Options, progress: Progress) -> Calibration:
     shapes = shapes_of(load_model(options.model))
     device = choose_device(options.device)
     dtype = choose_dtype(options.dtype, device)
+    if device.type == "cuda":
+        torch.set_num_threads(compute_threads())  # as the runtime does
     machine = machine_facts(device, options.gpu_memory, options.cpu_memory)
     plan = make_plan(shapes, dtype, machine.gpu_usable, machine.cpu_usable, options.quick)
     if options.disk is not None:

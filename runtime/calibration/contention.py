@@ -10,7 +10,7 @@ from time import perf_counter
 import torch
 
 from runtime.calibration.attention import cpu_decode, decode_step
-from runtime.calibration.links import CopyBuffers
+from runtime.calibration.links import CopyBuffers, copy_buffers
 from runtime.calibration.plan import Plan
 from runtime.calibration.results import ContentionResult, spread
 from runtime.calibration.timing import new_event, new_stream
@@ -54,6 +54,18 @@ def _window(step: Callable[[], None], progress: _Copies, seconds: float) -> tupl
         if progress.failure is not None:
             break
     return steps, progress.bytes - before, perf_counter() - start
+
+
+@contextmanager
+def copying(device: torch.device, size: int) -> Iterator[None]:
+    """Copies of `size` bytes to a GPU without pause, as weights are streamed in every pass; nothing without one."""
+    if device.type != "cuda":
+        yield
+        return
+    with _copying(copy_buffers(size, device), size) as progress:
+        yield
+    if progress.failure is not None:
+        raise progress.failure
 
 
 @contextmanager

@@ -23,11 +23,15 @@ def efficiency_section(calibration: Calibration) -> dict[str, Any]:
         },
         "cpu": {
             "linear": _matmuls(calibration.cpu_linear[dtype], dtype),
-            "expert_ffn": _matmuls(calibration.cpu_experts, dtype, " per expert"),
+            "expert_ffn": _matmuls(calibration.cpu_experts, dtype, _cpu_rows(calibration)),
             "attention": _decode_attention(calibration.cpu_decode, _beside_copies(calibration)),
         },
         "links": _links(calibration),
     }
+
+
+def _cpu_rows(calibration: Calibration) -> str:
+    return " per expert, beside copies to the GPU" if calibration.machine.has_gpu else " per expert"
 
 
 def _prompt(size: int) -> str:

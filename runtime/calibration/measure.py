@@ -9,7 +9,7 @@ import torch
 
 from hrm.errors import HrmError
 from runtime.calibration.attention import contiguous_decode, cpu_decode, gpu_decode, measure_decode, measure_prefill
-from runtime.calibration.contention import measure_contention
+from runtime.calibration.contention import copying, measure_contention
 from runtime.calibration.disk import measure_disk
 from runtime.calibration.experts import expert_method, measure_experts
 from runtime.calibration.links import copy_buffers, measure_both_ways, measure_link
@@ -71,7 +71,7 @@ def measure(
     gpu_copy = step(lambda: measure_copy(plan, device))
     cpu_linear = step(lambda: _linear(plan, (dtype, "fp32"), _CPU))
     method = expert_method(kind, device)
-    cpu_experts = step(lambda: measure_experts(plan, kind, _CPU, plan.cpu_rows, expert_method(kind, _CPU)))
+    cpu_experts = step(lambda: _cpu_experts(plan, kind, device))
     return Calibration(
         machine=machine,
         dtype=dtype,
@@ -97,6 +97,12 @@ def measure(
         attention_method=attention_backend(),
         overhead=step(lambda: measure_overhead(plan, kind, device)),
     )
+
+
+def _cpu_experts(plan: Plan, dtype: torch.dtype, device: torch.device) -> tuple[Timing, ...]:
+    """While copies run: no pass computes experts on the CPU but one that streams others, and they share memory."""
+    with copying(device, plan.copy_sizes[-1]):
+        return measure_experts(plan, dtype, _CPU, plan.cpu_rows, expert_method(dtype, _CPU))
 
 
 def _links(
