@@ -296,16 +296,21 @@ def test_plan_fits_small_memories() -> None:
         shapes_of(load_model("opt-1.3b"))
 
 
-def test_grouped_experts_compute_the_same_as_one_by_one() -> None:
-    from runtime.calibration.experts import ExpertWeights, _grouped, _one_by_one
+def test_measured_experts_get_the_same_number_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    from runtime.calibration import experts
 
-    generator = torch.Generator().manual_seed(0)
+    seen: list[list[int]] = []
+    real = experts.sort_tokens
 
-    def randn(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator).to(torch.bfloat16)
+    def counts(x: torch.Tensor, chosen: torch.Tensor, gates: torch.Tensor, num_experts: int) -> object:
+        seen.append(torch.bincount(chosen.reshape(-1), minlength=num_experts).tolist())
+        assert all(len(set(row)) == len(row) for row in chosen.tolist())
+        return real(x, chosen, gates, num_experts)
 
-    weights = ExpertWeights(randn(3, 128, 32) / 8, randn(3, 32, 64) / 8)
-    x = randn(3 * 8, 32)
-    slices = [ExpertWeights(weights.gate_up[i : i + 1], weights.down[i : i + 1]) for i in range(3)]
-    single = [_one_by_one(x[8 * i : 8 * i + 8], own)() for i, own in enumerate(slices)]
-    torch.testing.assert_close(_grouped(x, weights)(), torch.cat(single), rtol=0.02, atol=0.02)
+    monkeypatch.setattr(experts, "sort_tokens", counts)
+    shapes = shapes_of(load_model("mixtral-tiny"))
+    plan = make_plan(shapes, "fp32", gpu_usable=GIB, cpu_usable=GIB, quick=True)
+    timings = experts.measure_experts(plan, torch.float32, torch.device("cpu"), (1, 16))
+    assert [t.size for t in timings] == [1, 16]
+    assert {tuple(each) for each in seen} == {(rows,) * plan.shapes.num_experts for rows in (1, 16)}
+    assert timings[1].flops == 16 * timings[0].flops == 2.0 * 16 * plan.shapes.num_experts * shapes.expert_elements

@@ -21,8 +21,9 @@ class TaskCosts:
     """Costs of tasks of one (model, machine), computed once per kind of layer and amount of work.
 
     Norms, rotary embedding, softmax and sampling are left out, as in the closed form; each copy costs the link's
-    latency beside its bytes. Where the profile states the overhead of a task, no task of the GPU's queue takes less (it
-    is issued while the one before runs), and every task of the CPU's takes that much more (its threads wake first).
+    latency beside its bytes. Where the profile states the overhead of a task, every task takes that much more: its
+    matrix products and attention are measured alone, and beside them stand the kernels that are left out, or threads
+    that wake first. Experts on the GPU are measured with all that belongs to them, and only take no less.
     """
 
     rates: Rates
@@ -49,8 +50,11 @@ class TaskCosts:
     def _with_overhead(self, task: Task, cost: Cost) -> Cost:
         machine = self.rates.machine
         if task.resource == Resource.GPU:
-            least = machine.task_overhead("gpu") * (1 + PAGE_OVERHEAD * max(0, _num_pages(task) - 1))
-            return replace(cost, seconds=max(cost.seconds, least))
+            overhead = machine.task_overhead("gpu")
+            if task.kind == Kind.EXPERT_FFN:  # measured whole, launches and all
+                least = overhead * (1 + PAGE_OVERHEAD * max(0, _num_pages(task) - 1))
+                return replace(cost, seconds=max(cost.seconds, least))
+            return replace(cost, seconds=cost.seconds + overhead)
         if task.resource == Resource.CPU:
             overhead = machine.task_overhead("cpu")
             return replace(cost, seconds=cost.seconds + overhead, overhead=overhead)

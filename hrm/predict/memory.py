@@ -48,8 +48,10 @@ def _decode_activations(rates: Rates, placement: Placement, nodes: Nodes) -> For
     if placement.ffn == "batch":
         # The expert phase of a mixed pass takes its decode and its prefill tokens through each page together.
         tokens = rates.workload.prompt_len / rates.workload.gen_len if placement.mixed_prefill else 0.0
-        return form(len(nodes), ONE=per_micro_batch, N=(1 + tokens) * (hidden + experts))
-    return form(len(nodes), ONE=per_micro_batch + nodes.mu_lo * experts, N=hidden)
+        piece = sizes.expert_piece_bytes(float(rates.prefill_chunk_tokens))
+        return form(len(nodes), ONE=per_micro_batch + piece, N=(1 + tokens) * (hidden + experts))
+    piece = sizes.expert_piece_bytes(nodes.mu_lo)
+    return form(len(nodes), ONE=per_micro_batch + nodes.mu_lo * experts + piece, N=hidden)
 
 
 def _prefill_activations(rates: Rates, placement: Placement, nodes: Nodes) -> Form:
@@ -62,13 +64,14 @@ def _prefill_activations(rates: Rates, placement: Placement, nodes: Nodes) -> Fo
     chunk = rates.prefill_chunk_tokens
     hidden = (RESIDUAL_COPIES + DOUBLE_BUFFER) * sizes.hidden_bytes * devices
     work = chunk * (hidden + sizes.projection_workspace_bytes + sizes.expert_workspace_bytes)
+    piece = sizes.expert_piece_bytes(float(chunk))
     logits = chunk / rates.workload.prompt_len * sizes.logit_bytes
     earlier = max(0, rates.workload.prompt_len_max - chunk) * sizes.kv_layer_bytes_max * rates.kv_replication
     decoding = RESIDUAL_COPIES * sizes.hidden_bytes * devices if placement.mixed_prefill else 0.0
     kept = 0.0 if placement.spills_hidden_states else rates.workload.prompt_len * sizes.hidden_bytes * devices
     if placement.stepwise or placement.overlap == "on_demand":
         kept = RESIDUAL_COPIES * rates.workload.prompt_len * sizes.hidden_bytes * devices
-    return form(len(nodes), ONE=work + logits + earlier, N=decoding + kept)
+    return form(len(nodes), ONE=work + piece + logits + earlier, N=decoding + kept)
 
 
 def pool_need(rates: Rates, placement: Placement, nodes: Nodes) -> Form:

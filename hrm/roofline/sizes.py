@@ -4,11 +4,16 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+
 from hrm.roofline.attention import attended_tokens, decode_attention, head_widths
 from hrm.roofline.linear import expected_distinct_experts, expert_layers
 from hrm.roofline.operator import Quantity
 from hrm.spec.model import ModelSpec
 from hrm.spec.precision import Precision
+
+EXPERT_PIECE_BYTES = 64 << 20  # gate and up of all tokens for one piece of the experts' rows
+FP32 = 4
 
 
 @dataclass(frozen=True)
@@ -164,14 +169,29 @@ class Sizes:
 
     @cached_property
     def expert_workspace_bytes(self) -> float:
-        """Peak activation bytes per token in a grouped expert FFN: gathered input, up and gate, product, output."""
+        """Peak activation bytes per token in a grouped expert FFN, but for gate and up (`expert_piece_bytes`).
+
+        Per chosen expert the gathered input, and in fp32 the sum over pieces of the intermediate dimension and that sum
+        in order of tokens; per token the result in fp32, and what a shared expert needs.
+        """
+        hidden, act = self.model.hidden_size, self.precision.activation_bytes
         widths = []
         for layer in self.model.layers:
             ffn, ups = layer.ffn, 2 if layer.ffn.gated else 1
             copies = ffn.top_k if ffn.is_moe else 1
-            routed = copies * (2 * self.model.hidden_size + (ups + 1) * ffn.intermediate_size)
-            widths.append(routed + (ups + 1) * ffn.shared_intermediate_size)
-        return max(widths) * self.precision.activation_bytes
+            shared = (ups + 1) * ffn.shared_intermediate_size * act
+            widths.append(copies * hidden * (act + 2 * FP32) + hidden * FP32 + shared)
+        return max(widths)
+
+    def expert_piece_bytes(self, tokens: Quantity) -> Quantity:
+        """Peak bytes of gate, up and their product while `tokens` tokens go through a piece of the experts: the pieces
+        are cut so that gate and up stay below EXPERT_PIECE_BYTES.
+        """
+        widths = []
+        for layer in self.model.layers:
+            copies = layer.ffn.top_k if layer.ffn.is_moe else 1
+            widths.append(copies * 2 * layer.ffn.intermediate_size * self.precision.activation_bytes)
+        return 2 * np.minimum(EXPERT_PIECE_BYTES, tokens * max(widths))
 
     @cached_property
     def logit_bytes(self) -> float:

@@ -2,16 +2,17 @@
 
 from dataclasses import replace
 
-from hrm.predict.rates import CHUNK_GRANULARITY, Rates
+from hrm.predict.rates import CHUNK_GRANULARITY, MAX_CHUNK, Rates
 from hrm.schedule.placement import Placement
 from hrm.schedule.registry import placements
 
 LARGE_WORKSPACE = 0.04  # share of GPU memory from which a smaller chunk is worth trying
-SMALLER = 4
+SMALLER, LARGER = 4, 4
 
 
 def search_pool(rates: Rates, schedule: str) -> tuple[Placement, ...]:
-    """Placements with their prefill chunk: the compute-bound one, and a quarter of it where its workspace is large.
+    """Placements with their prefill chunk: the compute-bound one, a quarter of it where its workspace is large, and
+    where the profile states a `task_overhead` of the GPU a larger one, which has fewer tasks.
 
     A batch that generates a single token never decodes, so placements that differ only in decoding are left out.
 
@@ -29,6 +30,7 @@ def chunk_sizes(rates: Rates) -> tuple[int, ...]:
     chunk, sizes = rates.prefill_chunk_tokens, rates.sizes
     workspace = chunk * (sizes.projection_workspace_bytes + sizes.expert_workspace_bytes)
     smaller = max(CHUNK_GRANULARITY, chunk // SMALLER // CHUNK_GRANULARITY * CHUNK_GRANULARITY)
+    larger = (min(LARGER * chunk, MAX_CHUNK),) if rates.machine.task_overhead("gpu") and chunk < MAX_CHUNK else ()
     if workspace <= LARGE_WORKSPACE * rates.machine.gpu_memory_bytes or smaller == chunk:
-        return (chunk,)
-    return (chunk, smaller)
+        return (chunk, *larger)
+    return (chunk, smaller, *larger)

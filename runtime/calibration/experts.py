@@ -1,35 +1,22 @@
-"""Expert FFNs by rows per expert: the matrix products of the runtime's kernel, without the gather and sum around them.
+"""The routed experts of a layer by rows per expert, as the runtime runs them: sorted, multiplied, weighted and summed.
 
-E experts, H hidden_size, I intermediate_size.
+T tokens, k top_k, E experts, H hidden_size, I intermediate_size.
 """
 
-import itertools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import silu
+from torch import Tensor
 
 from runtime.calibration.matmul import affordable
 from runtime.calibration.plan import Plan
 from runtime.calibration.results import Timing
 from runtime.calibration.timing import random_tensor, time_calls
-from runtime.kernels.expert_ffn import expert_mlp, goes_grouped
+from runtime.kernels.expert_ffn import add_slabs, combine, goes_grouped, sort_tokens
+from runtime.memory.expert_layout import Slab
+from runtime.memory.slab_tensors import SlabTensors
 
 GROUPED, PER_EXPERT = "grouped matrix products", "one expert after the other"
-
-
-@dataclass(frozen=True)
-class ExpertWeights:
-    """gate_up [E, 2 I, H]: gate rows, then up rows. down [E, H, I]."""
-
-    gate_up: torch.Tensor
-    down: torch.Tensor
-
-    @property
-    def num_experts(self) -> int:
-        """E."""
-        return self.down.shape[0]
 
 
 def expert_method(dtype: torch.dtype, device: torch.device) -> str:
@@ -37,51 +24,48 @@ def expert_method(dtype: torch.dtype, device: torch.device) -> str:
     return GROUPED if goes_grouped(device, dtype) else PER_EXPERT
 
 
-def measure_experts(
-    plan: Plan, dtype: torch.dtype, device: torch.device, rows: Iterable[int], method: str
-) -> tuple[Timing, ...]:
-    """Experts on the same number of rows each; one call runs all of them (GROUPED), or the next one (PER_EXPERT)."""
+def measure_experts(plan: Plan, dtype: torch.dtype, device: torch.device, rows: Iterable[int]) -> tuple[Timing, ...]:
+    """A layer, or as many of its experts as fit, on tokens that give each expert the same number of rows."""
     budget = plan.gpu_weight_bytes if device.type == "cuda" else plan.weight_bytes
     weights = _weights(plan, dtype, device, budget)
-    experts = weights.num_experts if method == GROUPED else 1
-    hidden, width = plan.shapes.hidden_size, plan.shapes.intermediate_size
+    experts, hidden, width = weights.slab.experts, plan.shapes.hidden_size, plan.shapes.intermediate_size
     row_elements = experts * (2 * hidden + 3 * width)  # moved by one row of each expert, as expert_operator counts
     timings: list[Timing] = []
     for size in affordable(rows, timings):
         if timings and size * row_elements * dtype.itemsize > budget:
             break
-        x = random_tensor((experts * size, hidden), dtype, device)
-        call = _grouped(x, weights) if method == GROUPED else _one_by_one(x, weights)
+        call = _layer(weights, size, min(plan.shapes.top_k, experts), hidden, dtype, device)
         moved = (experts * plan.shapes.expert_elements + size * row_elements) * dtype.itemsize
         flops = 2.0 * experts * size * plan.shapes.expert_elements
-        timings.append(time_calls(call, device, plan.effort, size, moved, flops))
+        with torch.inference_mode():
+            timings.append(time_calls(call, device, plan.effort, size, moved, flops))
     return tuple(timings)
 
 
-def _weights(plan: Plan, dtype: torch.dtype, device: torch.device, budget: int) -> ExpertWeights:
+def _weights(plan: Plan, dtype: torch.dtype, device: torch.device, budget: int) -> SlabTensors:
     hidden, width = plan.shapes.hidden_size, plan.shapes.intermediate_size
     fitting = budget // (plan.shapes.expert_elements * dtype.itemsize)
     experts = max(1, min(plan.shapes.num_experts, fitting))
     gate_up = random_tensor((experts, 2 * width, hidden), dtype, device, hidden**-0.5)
     down = random_tensor((experts, hidden, width), dtype, device, width**-0.5)
-    return ExpertWeights(gate_up, down)
+    return SlabTensors(Slab(0, experts, 0, width), gate_up, down)
 
 
-def _grouped(x: torch.Tensor, weights: ExpertWeights) -> Callable[[], torch.Tensor]:
-    """All experts at once on x [E * rows, H]."""
-    experts, width = weights.num_experts, weights.down.shape[2]
-    ends = torch.arange(1, experts + 1, dtype=torch.int32, device=x.device) * (x.shape[0] // experts)
-    gate_up, down = weights.gate_up.transpose(1, 2), weights.down.transpose(1, 2)
+def _layer(
+    weights: SlabTensors, rows: int, top_k: int, hidden: int, dtype: torch.dtype, device: torch.device
+) -> Callable[[], Tensor]:
+    """A call of the layer's experts on T tokens; E * rows is T * k, or a little more where k does not divide it."""
+    experts = weights.slab.experts
+    tokens = -(-rows * experts // top_k)
+    x = random_tensor((tokens, hidden), dtype, device)
+    first = torch.arange(tokens, device=device)[:, None] * top_k
+    chosen = (first + torch.arange(top_k, device=device)) % experts  # [T, k]
+    gates = torch.full((tokens, top_k), 1.0 / top_k, device=device)
 
-    def call() -> torch.Tensor:
-        both = torch._grouped_mm(x, gate_up, offs=ends)  # [E * rows, 2 I]
-        y: torch.Tensor = torch._grouped_mm(silu(both[:, :width]).mul_(both[:, width:]), down, offs=ends)
-        return y
+    def call() -> Tensor:
+        order = sort_tokens(x, chosen, gates, experts)
+        total = add_slabs(None, order, [weights])
+        assert total is not None
+        return combine(total, order)
 
     return call
-
-
-def _one_by_one(x: torch.Tensor, weights: ExpertWeights) -> Callable[[], torch.Tensor]:
-    """The next expert in turn on x [rows, H]."""
-    turns = itertools.cycle(zip(weights.gate_up, weights.down, strict=True))
-    return lambda: expert_mlp(x, *next(turns))

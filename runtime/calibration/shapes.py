@@ -18,6 +18,7 @@ class Shapes:
     linear_out: int
     intermediate_size: int
     num_experts: int
+    top_k: int
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int
@@ -47,6 +48,7 @@ def shapes_of(model: ModelSpec) -> Shapes:
         linear_out=(heads + 2 * kv_heads) * width,
         intermediate_size=ffn.intermediate_size,
         num_experts=max(1, ffn.num_experts),
+        top_k=max(1, ffn.top_k),
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
         head_dim=width,

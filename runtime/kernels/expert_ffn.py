@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, silu
 
+from hrm.roofline.sizes import EXPERT_PIECE_BYTES
 from runtime.memory.slab_tensors import SlabTensors
 
 OPERAND_BYTES = 16  # rows of a grouped matmul's operands begin at multiples of this
-WORKSPACE_BYTES = 64 << 20  # gate and up of all tokens
 MIN_ROWS = 512  # narrower pieces would not fill the GPU
 
 
@@ -81,7 +81,7 @@ def _slab_parts(tokens: SortedTokens, weights: SlabTensors) -> Iterator[Tensor]:
     if not whole or tokens.counts is not None or rows * itemsize % OPERAND_BYTES:
         yield _expert_by_expert(tokens, weights)
         return
-    most = WORKSPACE_BYTES // (2 * itemsize * max(1, len(tokens.x)))
+    most = EXPERT_PIECE_BYTES // (2 * itemsize * max(1, len(tokens.x)))
     step = max(MIN_ROWS, most // MIN_ROWS * MIN_ROWS)
     for start in range(0, rows, step):
         stop = min(start + step, rows)
