@@ -1,0 +1,52 @@
+"""What an expert cache tells its user: which experts lie where, and what has to be copied to which slot."""
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+CachePolicy = Literal["lru", "lfu", "static", "predictive"]
+Key = tuple[int, int]  # MoE layer, expert
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """A copy of one expert into a slot; what the slot held is gone from then on."""
+
+    layer: int
+    expert: int
+    slot: int
+
+
+@dataclass(frozen=True)
+class GatePlan:
+    """How a layer's touched experts are computed, each exactly once.
+
+    hits: (expert, slot) of those in place. waves: copies of the others. No two copies of a wave share a slot. Slots of
+    wave i are free once wave i - 1 is computed, those of wave 0 once the hits are. In wave 0, copies into slots that
+    hold no hit come first: they need not wait for the hits.
+    """
+
+    hits: tuple[tuple[int, int], ...]
+    waves: tuple[tuple[Fetch, ...], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class CacheCounts:
+    """Totals per MoE layer [layers] since the cache was made, or a difference of such.
+
+    demanded = hits + fetched. fetched: copied after the gate. prefetched: copied ahead of it. wasted: prefetched and
+    evicted unused (those not yet used and still resident are in neither).
+    """
+
+    demanded: NDArray[np.int64]
+    hits: NDArray[np.int64]
+    fetched: NDArray[np.int64]
+    prefetched: NDArray[np.int64]
+    wasted: NDArray[np.int64]
+
+    def since(self, earlier: "CacheCounts") -> "CacheCounts":
+        """What was counted after `earlier`."""
+        pairs: list[Any] = [getattr(self, f.name) - getattr(earlier, f.name) for f in fields(self)]
+        return CacheCounts(*pairs)

@@ -1,0 +1,50 @@
+"""Decode passes of a routing trace: which of its tokens go through the model together."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hrm.errors import WorkloadError
+from hrm.predict.routing_trace import RoutingTrace
+
+
+@dataclass(frozen=True, eq=False)
+class DecodePasses:
+    """rows: a trace's rows that take part [T]. pass_of: the pass of each [T], counted from 0."""
+
+    rows: NDArray[np.intp]
+    pass_of: NDArray[np.integer[Any]]
+    num_passes: int
+
+    def batches(self) -> Iterator[NDArray[np.intp]]:
+        """The rows of every pass in turn."""
+        rows = self.rows[np.argsort(self.pass_of, kind="stable")]
+        yield from np.split(rows, np.cumsum(np.bincount(self.pass_of))[:-1])
+
+
+def decode_passes(trace: RoutingTrace, batch_size: int) -> DecodePasses:
+    """Decode steps in batches of `batch_size` prompts, as `trace_cache_stats` takes them.
+
+    Prompts in the order of their numbers; a last, incomplete batch is left out, a prompt that ends early leaves its
+    batch.
+
+    Raises:
+        WorkloadError: a batch that is empty or larger than the trace, or fewer than two passes.
+    """
+    decoding = np.flatnonzero(trace.step > 0)
+    prompts, place = np.unique(trace.prompt[decoding], return_inverse=True)
+    if not 1 <= batch_size <= len(prompts):
+        raise WorkloadError(
+            f"routing: the trace has {len(prompts)} prompts with decode steps, a batch {batch_size}; record at least a "
+            "whole batch or choose a smaller one"
+        )
+    batch = place // batch_size
+    whole = batch < len(prompts) // batch_size
+    rows, step = decoding[whole], trace.step[decoding[whole]].astype(np.int64)
+    passes, pass_of = np.unique(batch[whole] * (step.max() + 1) + step, return_inverse=True)
+    if len(passes) < 2:
+        raise WorkloadError("routing: the trace has one decode pass, which only fills the cache; record more steps")
+    return DecodePasses(rows, pass_of, len(passes))
