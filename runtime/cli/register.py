@@ -3,6 +3,7 @@
 import typer
 
 from runtime.cli.calibrate import calibrate
+from runtime.cli.predictor import app as predictor
 from runtime.cli.run import run
 from runtime.cli.validate import validate
 
@@ -12,3 +13,4 @@ def register(app: typer.Typer) -> None:
     app.command("calibrate")(calibrate)
     app.command("run")(run)
     app.command("validate")(validate)
+    app.add_typer(predictor, name="predictor")
