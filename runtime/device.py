@@ -51,6 +51,10 @@ class CpuDevice:
     def host_wait(self, mark: Mark) -> None:
         """Nothing to wait for: what came before is done."""
 
+    def reached(self, mark: Mark) -> bool:
+        """What came before is done."""
+        return True
+
     def synchronise(self) -> None:
         """Nothing is ever under way."""
 
@@ -111,6 +115,11 @@ class CudaDevice:
         """The thread waits for the event."""
         assert isinstance(mark, torch.cuda.Event)
         mark.synchronize()
+
+    def reached(self, mark: Mark) -> bool:
+        """Whether the device is past the event; does not wait."""
+        assert isinstance(mark, torch.cuda.Event)
+        return bool(mark.query())  # type: ignore[no-untyped-call]
 
     def synchronise(self) -> None:
         """Waits for all streams."""

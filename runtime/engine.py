@@ -14,12 +14,14 @@ from hrm.spec.precision import Precision
 from runtime.checkpoint.source import WeightSource
 from runtime.device import make_device
 from runtime.dtypes import dtype_name
+from runtime.experts.recorder import RoutingRecorder
+from runtime.experts.units import Units
 from runtime.finishing import Detokenise, finish_reason, text_of
 from runtime.kv_need import kv_plan
 from runtime.layouts import PolicyLayout, lay_out
 from runtime.load import load_memory
 from runtime.memory.kv_cache import empty_kv_cache, make_kv_cache
-from runtime.passes import PassResult, PassRunner
+from runtime.passes import Forecast, PassResult, PassRunner
 from runtime.progress import EngineProgress, PassRecord
 from runtime.prompts import Prompt, Tokenise, as_requests, beyond_vocabulary
 from runtime.requests.request import Completion, Refusal, Request, Sampling
@@ -36,11 +38,13 @@ class Engine:
     """One model under one policy. Not to be used by several threads at once.
 
     gpu_memory: bytes that the GPU's allocator may take, to stand for a smaller card. kv_tokens: room for so many tokens
-    in the KV cache; without it, what `generate`'s requests need under the policy, as far as memory goes.
+    in the KV cache; without it, what `generate`'s requests need under the policy, as far as memory goes. recorder:
+    keeps which experts every token chooses. forecast: what the next decode pass will need, for an expert cache that is
+    filled ahead (`PassRunner.forecast`). units: two batches in flight, in turns.
 
     Raises:
         PolicyError: a policy that the runtime cannot run. HrmError: memory that cannot be had.
-        CheckpointError: weights that cannot be read.
+        CheckpointError: weights that cannot be read. WorkloadError: as `RoutingRecorder.bind`.
     """
 
     def __init__(
@@ -54,14 +58,22 @@ class Engine:
         kv_tokens: int | None = None,
         keep_logits: bool = False,
         progress: Callable[[int, int], None] | None = None,
+        recorder: RoutingRecorder | None = None,
+        forecast: Forecast | None = None,
+        units: Units | None = None,
     ) -> None:
-        self.policy, self.config = policy, model.config
+        if recorder is not None:
+            recorder.bind(model.spec)
+        self.policy, self.config, self.units = policy, model.config, units
+        self._admission = policy if units is None else units.admission(policy)
         self.tokenise, self.detokenise = tokenise, detokenise
         self.device = make_device(device)
         self.layout = layout_of(model, policy)
         self._kv_tokens = kv_tokens
         self.memory = load_memory(model, self.layout, self.device, gpu_memory, progress)
-        self.runner = PassRunner(self.device, self.memory, self.layout, keep_logits)
+        self.runner = PassRunner(
+            self.device, self.memory, self.layout, keep_logits, recorder=recorder, forecast=forecast
+        )
         self.table = make_table(0, 1, 1)
         self.progress = EngineProgress()
         self._logits: dict[int, list[torch.Tensor]] = {}
@@ -83,6 +95,8 @@ class Engine:
             HrmError: memory or a device that fails.
         """
         asked, most = as_requests(prompts, sampling, self.tokenise), self.config.max_position_embeddings
+        if self.runner.recorder is not None:
+            self.runner.recorder.begin(asked)
         self.make_room([r for r in asked if len(r.prompt) + r.sampling.max_tokens <= most])
         pools, waiting = self.memory.kv.pools, deque[Request]()
         for request in asked:
@@ -103,7 +117,9 @@ class Engine:
 
     def step(self, waiting: deque[Request]) -> list[Completion]:
         """Takes in what fits of `waiting`, runs one pass, and returns what it finished."""
-        admit(self.table, waiting, self.policy, self.memory.kv.pools)
+        admit(self.table, waiting, self._admission, self.memory.kv.pools)
+        if self.units is not None:
+            self.units.take_turn(self.table)
         try:
             self.last_pass = result = self.runner.run(self.table)
         except torch.OutOfMemoryError as error:
@@ -129,7 +145,7 @@ class Engine:
         """KV cache and slots for the requests: memory of an earlier call's is kept where it is large enough; what a run
         that was left or has failed still held is free again.
         """
-        plan = kv_plan(self.memory, self.policy, requests, self._kv_tokens)
+        plan = kv_plan(self.memory, self._admission, requests, self._kv_tokens)
         kv = self.memory.kv
         if kv.plan.holds(plan):
             kv.forget()
@@ -142,7 +158,7 @@ class Engine:
         self._logits.clear()
         longest = max((len(r.prompt) + r.sampling.max_tokens for r in requests), default=1)
         most = max((r.sampling.max_tokens for r in requests), default=1)
-        self.table = make_table(min(self.policy.batch_size, max(1, len(requests))), longest, most)
+        self.table = make_table(min(self._admission.batch_size, max(1, len(requests))), longest, most)
 
     def _advance(self, result: PassResult) -> list[Completion]:
         """Every sequence has one more token; those that end leave."""

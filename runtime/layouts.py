@@ -49,7 +49,9 @@ def lay_out(config: ModelConfig, sizes: Sizes, policy: Policy) -> PolicyLayout:
     _check(policy)
     placement = placement_of(policy)
     resident, on_gpu = policy.weights_on_gpu, policy.experts_on_gpu
-    if placement.overlap == "on_demand":
+    if policy.caches_whole_experts:
+        experts = by_expert(config, 0.0, 1.0)
+    elif placement.overlap == "on_demand":
         experts = by_expert(config, resident, on_gpu)
     elif placement.pool_layers == 2:
         experts = by_rows(config, resident, on_gpu, 1, 1)

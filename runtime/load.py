@@ -8,6 +8,7 @@ from torch import Tensor
 from runtime.checkpoint.source import WeightSource
 from runtime.checkpoint.synthetic import SyntheticCheckpoint
 from runtime.device import CpuDevice, CudaDevice
+from runtime.experts.cache import make_slots
 from runtime.kernels.cpu_attention import attention_backend
 from runtime.layouts import PolicyLayout
 from runtime.memory.dense_weights import DenseWeights, lay_unit
@@ -50,7 +51,8 @@ def load_memory(
     final = final_norm.to(torch_device)
     threads = compute_threads()
     attention_backend()  # compiled now, not in the first pass
-    return ModelMemory(config, model.family, torch_device, experts, dense, embedding, final, pool, kv, threads)
+    slots = make_slots(experts, config, layout.policy, torch_device)
+    return ModelMemory(config, model.family, torch_device, experts, dense, embedding, final, pool, kv, threads, slots)
 
 
 def _load_dense(model: WeightSource, share: float, device: torch.device, lock: bool) -> DenseWeights:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from hrm.schedule.steps import KV_BUFFERS
+from runtime.experts.cache import ExpertSlots
 from runtime.memory.dense_weights import DenseWeights
 from runtime.memory.host_weights import ExpertStore
 from runtime.memory.kv_cache import KvCache
@@ -30,6 +31,7 @@ class ModelMemory:
     pool: Tensor
     kv: KvCache
     cpu_threads: int
+    slots: ExpertSlots | None = None  # of an expert cache
     kv_buffers: list[Tensor] = field(default_factory=list)  # each [blocks, 2, K, block, D]
     _stagings: dict[tuple[str, int], Staging] = field(default_factory=dict)
 
@@ -39,6 +41,10 @@ class ModelMemory:
         if key not in self._stagings:
             self._stagings[key] = Staging(self.device)
         return self._stagings[key]
+
+    def moe_place(self, layer: int) -> int:
+        """A layer's number among those that have experts."""
+        return sum(self.config.moe_layers[:layer])
 
     @property
     def staging_bytes(self) -> int:
@@ -63,7 +69,7 @@ class ModelMemory:
         """Bytes on the GPU by part, activations apart."""
         resident = sum(s.gate_up.numel() + s.down.numel() for s in self.experts.resident.values())
         return {
-            "expert_weights": resident * self.config.dtype.itemsize,
+            "expert_weights": resident * self.config.dtype.itemsize + (0 if self.slots is None else self.slots.nbytes),
             "dense_weights": self.dense.gpu_bytes,
             "page_pool": len(self.pool),
             "kv_cache": self.kv.gpu_bytes,

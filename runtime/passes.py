@@ -2,10 +2,12 @@
 
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hrm.predict.timeline import Timeline
@@ -16,6 +18,8 @@ from hrm.schedule.task import Resource, Task
 from runtime.batch import Batch, Rows
 from runtime.carrying import carry_key, next_base, recount
 from runtime.device import CpuDevice, CudaDevice
+from runtime.experts.recorder import PassRouting, RoutingRecorder
+from runtime.experts.replay import RoutingReplay
 from runtime.forming import form_batch
 from runtime.kernels.gpu_attention import attends_ragged
 from runtime.layouts import PolicyLayout
@@ -31,6 +35,7 @@ from runtime.tasks.weights import fetch_page
 from runtime.wiring import Wiring
 
 MOST_GRAPHS = 64
+Forecast = Callable[[Batch, SequenceTable], NDArray[np.float64] | None]
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,8 @@ class PassRunner:
     """Runs passes over one model's memory; remembers what each has prefetched for the next.
 
     keep_logits: of every chosen token. keep_runs: every `last_run` stays readable, not only the latest.
+    recorder: takes in what every pass's routers chose. forecast: probability that a decode pass chooses an expert,
+    [MoE layers, E], for an expert cache; None: nothing is known. replay: experts to take instead of the routers'.
     """
 
     device: CpuDevice | CudaDevice
@@ -56,6 +63,9 @@ class PassRunner:
     layout: PolicyLayout
     keep_logits: bool = False
     keep_runs: bool = False
+    recorder: RoutingRecorder | None = None
+    forecast: Forecast | None = None
+    replay: RoutingReplay | None = None
     last_run: PassRun | None = None
     _pipeline: Pipeline = field(init=False)
     _carried: Carried = field(default_factory=Carried)
@@ -74,7 +84,9 @@ class PassRunner:
         with torch.inference_mode(), self.device.lane(Resource.GPU):
             wiring = self._wiring(batch)
             state = self._state(batch, table, wiring.graph)
+            state.replayed = self._replayed(batch, table)
             self._prime(state)
+            self._begin_cache(batch, table)
         self._carried, self._carried_for = Carried(), None  # until the pass is through, nothing is known to be in place
         before, self.last_run = self.last_run, None
         if before is not None and not self.keep_runs:
@@ -82,6 +94,7 @@ class PassRunner:
         self.last_run = self._pipeline.run(wiring, lambda i, task: FUNCTIONS[task.kind](state, i, task))
         self._carry(state)
         slots, tokens, logits = self._collect(state)
+        self._record(state, table)
         self.last_run.perform, self._last_slice = _nothing, batch.slice  # the state's tensors are not kept
         return PassResult(slots, tokens, logits, batch, time.perf_counter() - began)
 
@@ -129,8 +142,9 @@ class PassRunner:
         sent = self.device.mark()
         with self.device.lane(Resource.HTOD):  # whose first tasks wait for nothing else, and read the tables
             self.device.order_after(sent)
+        routing = None if self.recorder is None else PassRouting()
         return PassState(
-            self.device, self.memory, graph, paging, batch, tables, self._carried, keep_logits=self.keep_logits
+            self.device, self.memory, graph, paging, batch, tables, self._carried, self.keep_logits, routing
         )
 
     def _prime(self, state: PassState) -> None:
@@ -148,6 +162,24 @@ class PassRunner:
             with self.device.lane(Resource.HTOD):
                 self.memory.dense.fetch(0)
                 state.carried.dense = self.device.mark()
+
+    def _replayed(self, batch: Batch, table: SequenceTable) -> dict[int, Tensor]:
+        """Recorded experts of every micro-batch, on the device."""
+        if self.replay is None:
+            return {}
+        device = self.device.torch_device
+        found = (self.replay.rows(rows, table) for rows in batch.rows)
+        return {j: torch.from_numpy(experts).to(device) for j, experts in enumerate(found)}
+
+    def _begin_cache(self, batch: Batch, table: SequenceTable) -> None:
+        """Tells the expert cache what the pass will need: of prompts, every expert."""
+        slots = self.memory.slots
+        if slots is None:
+            return
+        if any(rows.is_prefill for rows in batch.rows):
+            slots.begin_pass(np.ones((len(slots.moe_layers), self.memory.config.num_experts)))
+        else:
+            slots.begin_pass(None if self.forecast is None else self.forecast(batch, table))
 
     def _carry(self, state: PassState) -> None:
         """What the next pass finds in place, and where the pool's pages go on."""
@@ -172,6 +204,12 @@ class PassRunner:
                 self.device.host_wait(self.device.mark())
         slots = [slot for j in places for slot in state.batch.rows[j].logit_slots]
         return np.array(slots, np.int64), found, logits
+
+    def _record(self, state: PassState, table: SequenceTable) -> None:
+        """What the routers chose, in one copy."""
+        if self.recorder is not None and state.routing is not None:
+            with torch.inference_mode(), self.device.lane(Resource.GPU):
+                self.recorder.add(state.batch, table, state.routing)
 
 
 def _nothing(index: int, task: Task) -> None:

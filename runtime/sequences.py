@@ -14,13 +14,15 @@ Slots = NDArray[np.int64]
 @dataclass
 class SequenceTable:
     """Arrays [slot]. cached: tokens whose K, V are in the cache; last: the latest token, not yet in it; made: tokens
-    generated; target: tokens to generate at most; on_gpu: whether the K, V lie in the GPU's pool.
+    generated; target: tokens to generate at most; on_gpu: whether the K, V lie in the GPU's pool; sits_out: not in the
+    next pass.
     table: [slot, blocks]; generated: [slot, tokens].
     """
 
     requests: list[Request | None]
     active: NDArray[np.bool_]
     on_gpu: NDArray[np.bool_]
+    sits_out: NDArray[np.bool_]
     cached: Slots
     last: Slots
     made: Slots
@@ -37,13 +39,13 @@ class SequenceTable:
 
     @property
     def in_flight(self) -> Slots:
-        """Slots in use."""
-        return np.flatnonzero(self.active)
+        """Slots that take part in the next pass."""
+        return np.flatnonzero(self.active & ~self.sits_out)
 
     @property
     def decoding(self) -> Slots:
-        """Slots whose prompt is in the cache."""
-        return np.flatnonzero(self.active & (self.made > 0))
+        """Slots that take part and whose prompt is in the cache."""
+        return np.flatnonzero(self.active & ~self.sits_out & (self.made > 0))
 
     @property
     def entering(self) -> Slots:
@@ -53,7 +55,7 @@ class SequenceTable:
     def enter(self, slot: int, request: Request, on_gpu: bool) -> None:
         """Takes a request into a free slot."""
         self.requests[slot], sampling = request, request.sampling
-        self.active[slot], self.on_gpu[slot] = True, on_gpu
+        self.active[slot], self.on_gpu[slot], self.sits_out[slot] = True, on_gpu, False
         self.cached[slot] = self.made[slot] = 0
         self.prompt[slot], self.target[slot] = len(request.prompt), sampling.max_tokens
         self.seed[slot], self.temperature[slot], self.top_p[slot] = sampling.seed, sampling.temperature, sampling.top_p
@@ -98,6 +100,7 @@ def make_table(num_slots: int, max_tokens: int, max_generated: int) -> SequenceT
         requests=[None] * num_slots,
         active=np.zeros(num_slots, np.bool_),
         on_gpu=np.zeros(num_slots, np.bool_),
+        sits_out=np.zeros(num_slots, np.bool_),
         cached=cached,
         last=last,
         made=made,

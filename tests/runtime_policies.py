@@ -65,6 +65,15 @@ POLICIES: dict[str, Policy] = {
     "expert_cache, misses on the CPU": make_policy(
         "expert_cache", 4, 1, weights_on_gpu=0.25, experts_on_gpu=0.5, **RESIDENT
     ),
+    "expert cache, lru": make_policy("expert_cache", 4, 1, weights_on_gpu=0.5, expert_cache="lru", **RESIDENT),
+    "expert cache, lfu": make_policy("expert_cache", 4, 1, weights_on_gpu=0.5, expert_cache="lfu", **RESIDENT),
+    "expert cache, static": make_policy("expert_cache", 4, 1, weights_on_gpu=0.5, expert_cache="static", **RESIDENT),
+    "expert cache, predictive": make_policy(
+        "expert_cache", 4, 1, weights_on_gpu=0.5, expert_cache="predictive", **RESIDENT, **KERNEL
+    ),
+    "expert cache, all resident": make_policy(
+        "expert_cache", 4, 1, weights_on_gpu=1.0, expert_cache="predictive", **RESIDENT
+    ),
     "module_batched": make_policy("module_batched", 3, 3, **BATCH),
     "module_batched, streamed": make_policy("module_batched", 3, 3, **BATCH, **STREAMED),
     "module_batched, hybrid": make_policy("module_batched", 4, 2, **BATCH, **HYBRID, weights_on_gpu=0.25),

@@ -21,6 +21,8 @@ KINDS = {
     Kind.EXPERT_FFN: ("GPU experts", "#009E73"),
     Kind.CPU_EXPERT_FFN: ("CPU experts", "#00573F"),
     Kind.WEIGHT_FETCH: ("expert page", "#D55E00"),
+    Kind.EXPERT_PREFETCH: ("experts ahead", "#E98A4A"),
+    Kind.EXPERT_CORRECTION: ("missed experts", "#A63C00"),
     Kind.WEIGHT_STAGE: ("page staging", "#F2A36B"),
     Kind.WEIGHT_READ: ("page from disk", "#8A3300"),
     Kind.DENSE_FETCH: ("dense weights", "#F7C9A3"),

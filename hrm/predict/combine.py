@@ -26,8 +26,9 @@ def pass_rows(rates: Rates, placement: Placement, shape: PassShape, work: PassWo
     if rates.machine.tensor_parallel_size > 1:
         rows += _link_rows(rates, work)
     pipelined = not shape.decode_share and placement.overlap == "phases"
+    predicted = placement.expert_cache == "predictive"  # rightly, without better knowledge: copies overlap compute
     combine = {"full": _full, "phases": _phases, "cpu_serial": _cpu_serial, "on_demand": _on_demand}
-    rows += combine["full" if pipelined else placement.overlap](work)
+    rows += combine["full" if pipelined or predicted else placement.overlap](work)
     if placement.pool_layers is None and not pipelined:
         rows += _prefetch(rates, work, nodes)
     return rows

@@ -51,6 +51,8 @@ class TaskCosts:
         machine = self.rates.machine
         if task.resource == Resource.GPU:
             overhead = machine.task_overhead("gpu")
+            if task.kind == Kind.EXPERT_FFN and task.work.share == 0:  # no expert to launch
+                return cost
             if task.kind == Kind.EXPERT_FFN:  # measured whole, launches and all
                 least = overhead * (1 + PAGE_OVERHEAD * max(0, _num_pages(task) - 1))
                 return replace(cost, seconds=max(cost.seconds, least))
@@ -155,6 +157,14 @@ def _weight_fetch(costs: TaskCosts, layer: LayerRates, task: Task, mb: MicroBatc
     return costs.copy(task, task.work.share * layer.sizes.expert_bytes)
 
 
+def _expert_copies(costs: TaskCosts, layer: LayerRates, task: Task, mb: MicroBatch) -> Cost:
+    """Whole experts, one copy each: an expected number of them, which may be a fraction."""
+    moved = task.work.share * layer.sizes.expert_bytes
+    link, machine = COPY_LINKS[task.resource], costs.rates.machine
+    waits = task.work.share * layer.layer.ffn.num_experts * machine.link_latency(link)
+    return Cost(moved / machine.link_bytes_per_s(link) + waits, 0.0, moved, moved)
+
+
 def _dense_fetch(costs: TaskCosts, layer: LayerRates, task: Task, mb: MicroBatch) -> Cost:
     return costs.copy(task, task.work.share * layer.dense_bytes)
 
@@ -203,6 +213,8 @@ _COSTS: dict[Kind, _CostFunction] = {
     Kind.WEIGHT_STAGE: _weight_stage,
     Kind.KV_STAGE: _kv_stage,
     Kind.WEIGHT_FETCH: _weight_fetch,
+    Kind.EXPERT_PREFETCH: _expert_copies,
+    Kind.EXPERT_CORRECTION: _expert_copies,
     Kind.DENSE_FETCH: _dense_fetch,
     Kind.HEAD_FETCH: _head_fetch,
     Kind.ALL_REDUCE: _all_reduce,

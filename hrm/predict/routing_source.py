@@ -1,6 +1,5 @@
 """How tokens choose experts, stated or recorded, as cache statistics of a policy's decode pass."""
 
-import math
 from dataclasses import dataclass, replace
 
 from hrm.errors import WorkloadError
@@ -53,15 +52,20 @@ class Routing:
 def routed_cache_stats(routing: Routing, sizes: Sizes, policy: Policy) -> CacheStats:
     """Statistics of `batch_size` tokens and the policy's cache.
 
-    "rows" under a trace: an LRU cache of floor(weights_on_gpu num_experts) slots per layer.
+    "rows": the share r_w of every expert is resident, whichever are chosen.
 
     Raises:
         WorkloadError: a trace smaller than a batch, a bad exponent, or a predictive cache without predictions.
         PolicyError: slots for fewer experts than a token chooses.
     """
     if routing.trace is not None:
-        return _replayed(routing, routing.trace, sizes, policy)
-    return _stated(routing.exponent, sizes, policy)
+        stats = _replayed(routing, routing.trace, sizes, policy)
+    else:
+        stats = _stated(routing.exponent, sizes, policy)
+    if policy.expert_cache == "rows":
+        hits = tuple(policy.weights_on_gpu if touched else 0.0 for touched in stats.touched)
+        return replace(stats, hit_rate=hits)
+    return stats
 
 
 def _stated(exponent: float, sizes: Sizes, policy: Policy) -> CacheStats:
@@ -89,8 +93,7 @@ def _lru_hit_rates(exponent: float, sizes: Sizes, policy: Policy) -> tuple[float
 def _replayed(routing: Routing, trace: RoutingTrace, sizes: Sizes, policy: Policy) -> CacheStats:
     model, batch = sizes.model, policy.batch_size
     if policy.expert_cache == "rows":
-        slots = math.floor(policy.weights_on_gpu * trace.num_experts + 1e-9)
-        return trace_cache_stats(trace, model, batch, slots, "lru")
+        return trace_cache_stats(trace, model, batch, 0, "lru")
     slots = num_expert_slots(sizes, policy)
     if policy.expert_cache == "predictive":
         if routing.predictions is None:

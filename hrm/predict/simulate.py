@@ -104,7 +104,7 @@ class Simulator:
 
     def _short_seconds(self, policy: Policy, work: PassSlice) -> float | None:
         """Seconds of a pass from one of fewer layers in which a layer has repeated itself exactly."""
-        for short in self._shorter:
+        for short in self._shorter if not policy.caches_whole_experts else ():  # slots are shared by all layers
             graph, layout = short._graph(policy, work)
             settled = (short.rates.model.num_layers - SETTLED) * max(graph.pages.per_layer, default=0)
             if graph.pages.num_slots > settled > 0:

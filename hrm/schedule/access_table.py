@@ -27,8 +27,15 @@ class AccessTable(BufferTable):
         self.from_disk = any(t.kind == Kind.WEIGHT_READ and pages_of(t) for t in graph.tasks)
         self.kv = {(t.layer, t.micro_batch): k for k, t in enumerate(_of_kind(graph, Kind.KV_FETCH))}
         self.routed_layers = {t.layer for t in _of_kind(graph, Kind.EXPERT_FFN, Kind.CPU_EXPERT_FFN)}
+        self.slot_layers = self._layers_of_slots()
+        self.prefetched = {t.layer for t in _of_kind(graph, Kind.EXPERT_PREFETCH)}
         self.host_shares = self._layers_of_host_share()
         self._put_in_place()
+
+    def _layers_of_slots(self) -> dict[int, int]:
+        """Number of each layer whose experts lie in slots."""
+        found = sorted({t.layer for t in _of_kind(self.graph, Kind.EXPERT_CORRECTION)})
+        return {layer: k for k, layer in enumerate(found)}
 
     def _layers_of_host_share(self) -> dict[int, int]:
         """Number of each layer of which a share is read from disk for the CPU: at least all that stream less."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from hrm.schedule import activation_accesses, compute_accesses, weight_accesses
+from hrm.schedule import activation_accesses, compute_accesses, slot_accesses, weight_accesses
 from hrm.schedule.access_table import AccessTable
 from hrm.schedule.graph import TaskGraph
 from hrm.schedule.task import Kind, Task
@@ -36,6 +36,8 @@ _ACCESSES: dict[Kind, Callable[[AccessTable, int, Task], None]] = {
     Kind.WEIGHT_STAGE: weight_accesses.weight_stage,
     Kind.KV_STAGE: activation_accesses.kv_stage,
     Kind.WEIGHT_FETCH: weight_accesses.weight_fetch,
+    Kind.EXPERT_PREFETCH: slot_accesses.expert_prefetch,
+    Kind.EXPERT_CORRECTION: slot_accesses.expert_correction,
     Kind.DENSE_FETCH: weight_accesses.dense_fetch,
     Kind.HEAD_FETCH: weight_accesses.dense_fetch,
     Kind.ALL_REDUCE: compute_accesses.all_reduce,

@@ -1,12 +1,13 @@
 """From a policy and what a pass carries to its task graph."""
 
 import math
-from dataclasses import dataclass
 
 from hrm.errors import PolicyError
 from hrm.roofline.linear import pages_ffn
 from hrm.roofline.sizes import Sizes
 from hrm.schedule.builder import PassBuilder
+from hrm.schedule.cache_stats import CacheStats, cache_stats
+from hrm.schedule.cached_experts import cached_experts
 from hrm.schedule.flexgen import flexgen
 from hrm.schedule.graph import TaskGraph
 from hrm.schedule.module_batched import module_batched
@@ -18,35 +19,29 @@ from hrm.schedule.registry import placement_of
 from hrm.schedule.slice import PassSlice
 from hrm.spec.policy import Policy
 
+__all__ = ["CacheStats", "build_graph", "page_plan"]
+
 MOST_PAGES = 32  # per layer: enough that filling and draining one page is a small part of a layer
-
-
-@dataclass(frozen=True)
-class CacheStats:
-    """How demand-fetched experts fare, per layer.
-
-    touched: share of the layer's experts that a pass's tokens choose. hit_rate: share of those that lie on the GPU.
-    """
-
-    touched: tuple[float, ...]
-    hit_rate: tuple[float, ...]
 
 
 def build_graph(sizes: Sizes, work: PassSlice, policy: Policy, cache: CacheStats | None = None) -> TaskGraph:
     """The tasks of one pass under a policy.
 
-    `cache` (schedule expert_cache only) replaces uniform routing, under which the hit rate is `weights_on_gpu`.
+    `cache` (schedule expert_cache only) replaces uniform routing, under which the hit rate is `weights_on_gpu` (and
+    prediction perfect).
 
     Raises:
-        PolicyError: the schedule cannot run the policy, its page pool is too small for the pages it streams, or cache
-            statistics that do not cover every layer.
+        PolicyError: the schedule cannot run the policy, its page pool is too small for the pages it streams, its
+            expert cache for a token's experts, or cache statistics that do not cover every layer.
     """
     placement = placement_of(policy)
-    stats = _cache_stats(sizes, work, policy, cache) if placement.overlap == "on_demand" else None
+    stats = cache_stats(sizes, work, policy, cache) if placement.overlap == "on_demand" else None
     plan = _page_plan(sizes, work, policy, placement, stats)
     build = PassBuilder(sizes, work, policy, plan, stats.hit_rate if stats else ())
     build.spills_hidden_states = placement.spills_hidden_states
-    if placement.overlap == "on_demand":
+    if stats and policy.caches_whole_experts:
+        cached_experts(build, stats)
+    elif placement.overlap == "on_demand":
         on_demand(build)
     elif placement.stepwise:
         flexgen(build)
@@ -61,23 +56,10 @@ def _fetches_ahead(policy: Policy, work: PassSlice) -> bool:
     return work.decodes or policy.weight_prefetch == "always"
 
 
-def _cache_stats(sizes: Sizes, work: PassSlice, policy: Policy, cache: CacheStats | None) -> CacheStats:
-    layers = sizes.model.num_layers
-    if cache is None:
-        touched = float(sizes.touched_share(float(work.tokens))) if work.decodes else 1.0
-        return CacheStats((touched,) * layers, (policy.weights_on_gpu,) * layers)
-    if not len(cache.touched) == len(cache.hit_rate) == layers:
-        raise PolicyError(
-            f"expert cache: statistics cover {len(cache.touched)} layers, {sizes.model.name} has {layers}; record a "
-            "routing trace of this model"
-        )
-    return cache
-
-
 def page_plan(sizes: Sizes, work: PassSlice, policy: Policy, cache: CacheStats | None = None) -> PagePlan:
     """The pages that `build_graph` would stream. Raises as it does."""
     placement = placement_of(policy)
-    stats = _cache_stats(sizes, work, policy, cache) if placement.overlap == "on_demand" else None
+    stats = cache_stats(sizes, work, policy, cache) if placement.overlap == "on_demand" else None
     return _page_plan(sizes, work, policy, placement, stats)
 
 
@@ -86,6 +68,8 @@ def _page_plan(
 ) -> PagePlan:
     """Pages of the experts that are computed on the GPU but do not lie there."""
     model = sizes.model
+    if policy.caches_whole_experts:
+        return PagePlan((0,) * model.num_layers, (0.0,) * model.num_layers, 0, 0)
     computed = policy.experts_on_gpu if work.decodes else 1.0
     shares = [max(0.0, computed - policy.weights_on_gpu)] * model.num_layers
     if stats is not None:

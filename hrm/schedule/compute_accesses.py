@@ -17,6 +17,7 @@ from hrm.schedule.buffers import (
     WHOLE,
 )
 from hrm.schedule.builder import STAGING_BUFFERS
+from hrm.schedule.slot_accesses import read_slots
 from hrm.schedule.steps import KV_BUFFERS
 from hrm.schedule.task import Task
 
@@ -58,6 +59,8 @@ def expert_ffn(table: AccessTable, i: int, task: Task) -> None:
         table.read(i, ROUTED, j, task.layer, WHOLE)
     for page in pages_of(task):
         table.read(i, PAGE, page % table.graph.pages.num_slots, page)
+    if task.layer in table.slot_layers:
+        read_slots(table, i, task)
     table.write_output(i, task)
 
 

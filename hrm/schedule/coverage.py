@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from hrm.schedule.faults import fault, named
 from hrm.schedule.graph import TaskGraph
 from hrm.schedule.slice import MicroBatch
+from hrm.schedule.slot_coverage import IN_SLOTS, check_slots
 from hrm.schedule.task import Kind, Resource, Task
 from hrm.schedule.weight_coverage import PAGED, check_plan, check_weights
 
@@ -33,13 +34,15 @@ _QUEUES: dict[Kind, tuple[Resource, ...]] = {
     Kind.WEIGHT_STAGE: (Resource.HOST,),
     Kind.KV_STAGE: (Resource.HOST,),
     Kind.WEIGHT_FETCH: (Resource.HTOD,),
+    Kind.EXPERT_PREFETCH: (Resource.HTOD,),
+    Kind.EXPERT_CORRECTION: _COPY_IN,
     Kind.DENSE_FETCH: (Resource.HTOD,),
     Kind.HEAD_FETCH: (Resource.HTOD,),
     Kind.ALL_REDUCE: (Resource.LINK,),
     Kind.LM_HEAD: (Resource.GPU,),
 }
 _EXPERTS = (Kind.EXPERT_FFN, Kind.CPU_EXPERT_FFN)
-_BATCH_WIDE = (*_EXPERTS, *PAGED, Kind.HIDDEN_LOAD, Kind.DENSE_FETCH, Kind.HEAD_FETCH)
+_BATCH_WIDE = (*_EXPERTS, *PAGED, *IN_SLOTS, Kind.HIDDEN_LOAD, Kind.DENSE_FETCH, Kind.HEAD_FETCH)
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ def check_coverage(graph: TaskGraph) -> None:
     _check_experts(graph)
     _check_reduced(graph)
     check_weights(graph)
+    check_slots(graph)
 
 
 def _check_place(graph: TaskGraph, i: int, task: Task) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from hrm.spec.policy import AttentionPlace, FfnBatching
+from hrm.spec.policy import AttentionPlace, ExpertCacheMode, FfnBatching
 
 Overlap = Literal["full", "phases", "cpu_serial", "on_demand"]
 
@@ -20,11 +20,13 @@ class Placement:
         with GPU work (FlexGen with CPU attention, S3); "on_demand" - experts are fetched after routing, so copies
         are not overlapped with compute.
     pool_layers: layers' worth of streamed expert weights that the page pool holds; None lets the search choose the
-        size of a ring that prefetches across layers.
+        size of a ring that prefetches across layers. 0: whole experts are copied into slots of the resident share.
     paged: a layer's weights are copied in pages between the small copies, not in one piece before them.
     stepwise: queues are synchronised after every half layer of every micro-batch (FlexGen). As with `paged`, busy times
         are the same; the simulator shows the difference.
     prefill_chunk_tokens: tokens prefilled at a time; None leaves it to the machine (see Rates.prefill_chunk_tokens).
+    expert_cache: what the expert cache holds and how it is filled (see Policy); "predictive" overlaps copies with
+        compute although its overlap is "on_demand".
     """
 
     schedule: str
@@ -38,6 +40,7 @@ class Placement:
     paged: bool = True
     stepwise: bool = False
     prefill_chunk_tokens: int | None = None
+    expert_cache: ExpertCacheMode = "rows"
 
     @property
     def attends_on_cpu(self) -> bool:

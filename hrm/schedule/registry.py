@@ -5,7 +5,7 @@ from itertools import product
 
 from hrm.errors import PolicyError
 from hrm.schedule.placement import Overlap, Placement
-from hrm.spec.policy import AttentionPlace, FfnBatching, Policy
+from hrm.spec.policy import AttentionPlace, ExpertCacheMode, FfnBatching, Policy
 from hrm.spec.suggest import unknown_name
 
 AUTO = "auto"
@@ -44,6 +44,10 @@ _EXPERT_CACHE = tuple(
     Placement("expert_cache", "resident", experts_on_cpu, "micro_batch", False, "on_demand", 1, single_micro_batch=True)
     for experts_on_cpu in (False, True)
 )
+# Whole experts in slots. They are not searched unasked: what predictions are worth is for a routing trace to say.
+_CACHED: dict[ExpertCacheMode, Placement] = {
+    mode: replace(_EXPERT_CACHE[0], pool_layers=0, expert_cache=mode) for mode in ("lru", "lfu", "static", "predictive")
+}
 
 _PIPELINES: tuple[tuple[FfnBatching, Overlap, int | None], ...] = (
     ("micro_batch", "full", 2),
@@ -107,6 +111,11 @@ def placements(schedule: str) -> tuple[Placement, ...]:
     return _NAMED[schedule]
 
 
+def cache_placements(mode: ExpertCacheMode) -> tuple[Placement, ...]:
+    """The placements of schedule expert_cache with one kind of cache."""
+    return _EXPERT_CACHE if mode == "rows" else (_CACHED[mode],)
+
+
 def placement_of(policy: Policy) -> Placement:
     """The placement that a policy belongs to.
 
@@ -115,6 +124,8 @@ def placement_of(policy: Policy) -> Placement:
         PolicyError: the schedule cannot run this combination of choices.
     """
     pool = placements(policy.schedule)
+    if policy.caches_whole_experts:
+        pool = cache_placements(policy.expert_cache)
     attention = policy.attention_place
     if policy.schedule == AUTO and attention == "cpu":
         attention = "hybrid"

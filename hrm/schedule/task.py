@@ -41,6 +41,8 @@ class Kind(StrEnum):
     WEIGHT_STAGE = "weight_stage"  # page, pageable to page-locked CPU memory
     KV_STAGE = "kv_stage"  # cached K, V, pageable to page-locked CPU memory
     WEIGHT_FETCH = "weight_fetch"  # expert page, host to its slot on the GPU
+    EXPERT_PREFETCH = "expert_prefetch"  # predicted experts, host to their slots, ahead of the layer's router
+    EXPERT_CORRECTION = "expert_correction"  # experts that the router chose and no slot holds, host to their slots
     DENSE_FETCH = "dense_fetch"  # a layer's streamed weights but the experts, host to GPU
     HEAD_FETCH = "head_fetch"  # the streamed share of the LM head, host to GPU
     ALL_REDUCE = "all_reduce"  # sum of partial hidden states over the GPUs

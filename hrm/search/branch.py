@@ -94,14 +94,18 @@ def root_boxes(placements: tuple[Placement, ...], caps: NDArray[np.int64]) -> Bo
     return tightened(Boxes(index.astype(np.int64), one, cap, fewest, most, cap))
 
 
-def branch_and_bound(rates: Rates, placements: tuple[Placement, ...], keep: int = 1) -> SearchState:
-    """Proves the best cell of the `keep` best placements.
+def branch_and_bound(
+    rates: Rates, placements: tuple[Placement, ...], keep: int = 1, batch_limit: int | None = None
+) -> SearchState:
+    """Proves the best cell of the `keep` best placements, of a batch size up to `batch_limit` where that is given.
 
     On return every (placement, mu, k) that memory allows either was solved exactly or lies in a box whose lower bound
     on seconds per token is not below the incumbent's.
     """
     state = SearchState(rates, placements, keep)
     caps = largest_batches(rates, placements)
+    if batch_limit is not None:
+        caps = np.minimum(caps, batch_limit)
     if not caps.any():
         return state
     boxes = root_boxes(placements, caps)

@@ -25,6 +25,7 @@ def policy_from_solution(
     named = _as_run(placement, attention, kv, experts)
     weights = min(_ratio(x[Col.WEIGHTS]), experts)
     ffn = batch_size if placement.ffn == "batch" else mu
+    by_kernel = placement.schedule == AUTO or placement.expert_cache == "predictive"  # corrections overtake prefetches
     return Policy(
         schedule=named.schedule,
         batch_size=batch_size,
@@ -43,8 +44,9 @@ def policy_from_solution(
         page_pool_bytes=max(0.0, float(x[Col.POOL]) * rates.machine.gpu_memory_bytes),
         tensor_parallel_size=rates.machine.tensor_parallel_size,
         attention_lookahead=AUTO_LOOKAHEAD if placement.schedule == AUTO else ALGORITHM_1_LOOKAHEAD,
-        hidden_states_by="kernel" if placement.schedule == AUTO else "copy_engine",
+        hidden_states_by="kernel" if by_kernel else "copy_engine",
         host_weights="page_locked",
+        expert_cache=placement.expert_cache,
     )
 
 

@@ -9,6 +9,7 @@ from hrm.predict.prediction import predict
 from hrm.predict.rates import Rates
 from hrm.predict.simulate import Simulator
 from hrm.predict.throughput import SimulatedThroughput, simulate_throughput
+from hrm.schedule.placement import Placement
 from hrm.schedule.registry import placement_of
 from hrm.schedule.slice import PassSlice, decode_slice, mixed_slice, prefill_slice
 from hrm.search.search import Candidate, SearchResult, search_policy
@@ -51,19 +52,26 @@ def refine(result: SearchResult, progress: Callable[[int, int], None] | None = N
     return tuple(_explained(result.rates, entry) for entry in sorted(simulated, key=_throughput, reverse=True))
 
 
-def best_by_simulation(rates: Rates, schedule: str, mixed_prefill: bool | None = None) -> Refined:
+def best_by_simulation(
+    rates: Rates,
+    schedule: str,
+    mixed_prefill: bool | None = None,
+    batch_limit: int | None = None,
+    pool: tuple[Placement, ...] | None = None,
+) -> Refined:
     """The best simulated policy among the best of every placement of a schedule.
 
     Goes through them by what their roofs promise and leaves out what promises less than has been simulated. On-demand
     fetching is always simulated: its closed form takes copies and compute in turn, where they overlap within a layer.
     `mixed_prefill` asks for policies that mix prefill into decode passes, or that do not; None for either.
+    `batch_limit`, `pool`: as in `search_policy`.
 
     Raises:
         InfeasibleError: nothing fits. UnknownNameError: an unknown schedule.
         PolicyError: no policy found mixes prefill as asked.
     """
     best: Simulated | None = None
-    for candidate in search_policy(rates, schedule, MOST_KINDS).candidates:
+    for candidate in search_policy(rates, schedule, MOST_KINDS, batch_limit, pool).candidates:
         if mixed_prefill not in (None, candidate.policy.mixed_prefill):
             continue
         promised = candidate.prediction.generation_throughput * PROMISE_SLACK

@@ -17,6 +17,7 @@ from hrm.predict.node import Nodes
 from hrm.predict.rates import Rates
 from hrm.predict.shapes import generation_passes
 from hrm.predict.work import pass_work
+from hrm.schedule.expert_slots import largest_top_k
 from hrm.schedule.placement import Placement
 
 MAX_PASSES = 2
@@ -195,6 +196,9 @@ def _bounds(rates: Rates, placement: Placement, nodes: Nodes) -> tuple[NDArray[n
         lower[:, Col.EXPERT_SHARE] = 1.0
     if not rates.machine.disk_bytes:
         upper[:, Col.DISK] = 0.0
+    if placement.expert_cache != "rows":
+        lower[:, Col.WEIGHTS] = largest_top_k(rates.sizes) / rates.sizes.num_experts_total
+        upper[:, [Col.DISK, Col.POOL]] = 0.0
     if placement.attention == "cpu":
         upper[:, [Col.ATTENTION, Col.KV]] = 0.0
     if placement.attention in ("resident", "streamed"):

@@ -93,11 +93,18 @@ def make_rates(
     return Rates(model, workload, Machine(profile, precision or choose_precision(model, profile)))
 
 
-def search_policy(rates: Rates, schedule: str = AUTO, top: int = 1) -> SearchResult:
+def search_policy(
+    rates: Rates,
+    schedule: str = AUTO,
+    top: int = 1,
+    batch_limit: int | None = None,
+    pool: tuple[Placement, ...] | None = None,
+) -> SearchResult:
     """The policy with the highest predicted generation throughput that fits in memory, proven optimal.
 
     Branch and bound over every integer (mu, N) leaves a short list of cells; the MILP over those cells is solved to
-    proven optimality. `top` asks for the best policies of that many different placements.
+    proven optimality. `top` asks for the best policies of that many different placements. `batch_limit`: the largest
+    batch size allowed, besides what memory allows. `pool`: only these of the schedule's placements.
 
     Raises:
         InfeasibleError: nothing fits; says which memory lacks how many bytes and what would help.
@@ -105,8 +112,8 @@ def search_policy(rates: Rates, schedule: str = AUTO, top: int = 1) -> SearchRes
         SolverError: a solver fault, or the two solvers disagree.
     """
     started = time.perf_counter()
-    pool = search_pool(rates, schedule)
-    state = branch_and_bound(rates, pool, keep=top if top == 1 else REPEATS * top)
+    pool = search_pool(rates, schedule) if pool is None else pool
+    state = branch_and_bound(rates, pool, keep=top if top == 1 else REPEATS * top, batch_limit=batch_limit)
     feasible = [key for key, value in state.values.items() if np.isfinite(value)]
     if not feasible:
         raise InfeasibleError(explain_infeasible(rates, pool))

@@ -8,6 +8,7 @@ Ratio = Field(ge=0.0, le=1.0)
 
 AttentionPlace = Literal["cpu", "resident", "streamed", "hybrid", "split"]
 FfnBatching = Literal["micro_batch", "batch"]
+ExpertCacheMode = Literal["rows", "lru", "lfu", "static", "predictive"]
 
 
 def attention_place_of(attention_on_gpu: float, kv_on_gpu: float, preferred: str = "") -> AttentionPlace:
@@ -39,6 +40,9 @@ class Policy(BaseModel):
     all passes and across them, or in decode passes only and not for the next pass. With `mixed_prefill` every pass
     carries decode tokens and the prefill of the requests that replace finished ones (MoE-Lens); otherwise the whole
     batch is prefilled, then decoded (MoE-Lightning).
+
+    `expert_cache` says what schedule expert_cache keeps on the GPU: the share r_w of every expert's rows, or whole
+    experts in slots that hold the share r_w of all, replaced by use (lru, lfu), never (static) or by prediction.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -63,6 +67,12 @@ class Policy(BaseModel):
     hidden_states_by: Literal["copy_engine", "kernel"] = "copy_engine"
     host_weights: Literal["page_locked", "pageable"] = "page_locked"
     weight_prefetch: Literal["always", "within_decode"] = "always"
+    expert_cache: ExpertCacheMode = "rows"
+
+    @property
+    def caches_whole_experts(self) -> bool:
+        """Whether slots on the GPU hold whole experts."""
+        return self.expert_cache != "rows"
 
     @property
     def num_micro_batches(self) -> int:
@@ -98,4 +108,19 @@ class Policy(BaseModel):
             raise ValueError("weights_on_gpu exceeds experts_on_gpu: experts kept on the GPU are computed there")
         if self.weights_on_gpu + self.weights_on_disk > 1 + 1e-9:
             raise ValueError("weights_on_gpu + weights_on_disk exceeds 1")
+        if self.caches_whole_experts:
+            self._check_cache()
         return self
+
+    def _check_cache(self) -> None:
+        """Slots are filled straight from page-locked memory, and everything that is not copied lies on the GPU."""
+        needed = {
+            "schedule": (self.schedule, "expert_cache"),
+            "experts_on_gpu": (self.experts_on_gpu, 1),
+            "attention_place": (self.attention_place, "resident"),
+            "weights_on_disk": (self.weights_on_disk, 0),
+            "host_weights": (self.host_weights, "page_locked"),
+        }
+        for name, (value, wanted) in needed.items():
+            if value != wanted:
+                raise ValueError(f"expert_cache {self.expert_cache} needs {name} {wanted}, not {value}")

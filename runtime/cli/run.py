@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from runtime.cli.run_options import RunOptions
     from runtime.cli.run_report import RunSummary
     from runtime.cli.run_source import RunSource
+    from runtime.experts.recorder import RoutingRecorder
 
 
 def run(
@@ -54,6 +56,15 @@ def run(
     dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; default: the checkpoint's.")] = None,
     trace: Annotated[Path | None, typer.Option(help="Write the last pass as a Chrome trace (JSON).")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write the last pass as a Gantt chart: .png, .svg, .pdf.")] = None,
+    trace_routing: Annotated[
+        Path | None, typer.Option(help="Write which experts every token chose (.npz); hrm routing reads it.")
+    ] = None,
+    predictor: Annotated[
+        Path | None, typer.Option(help="Routing-path predictor (hrm predictor train), for a predictive expert cache.")
+    ] = None,
+    token_scheduler: Annotated[
+        bool, typer.Option("--token-scheduler", help="Two batches in flight, regrouped by the experts they will touch.")
+    ] = False,
     json: opt.JsonOption = False,
 ) -> None:
     """Run a model under a policy: every finished request is a line of --output at once, and --resume continues.
@@ -67,7 +78,8 @@ def run(
     limit = None if gpu_memory is None else parse_quantity(gpu_memory, "bytes", "--gpu-memory")
     options = RunOptions(
         model, synthetic, layers, policy, profile, schedule, input, output, prompts, num_requests, resume, overwrite,
-        gen_len, temperature, top_p, seed, ignore_eos, device, limit, dtype, trace, plot,
+        gen_len, temperature, top_p, seed, ignore_eos, device, limit, dtype, trace, plot, trace_routing,
+        predictor, token_scheduler,
     )  # fmt: skip
     _run(options, json)
 
@@ -78,14 +90,18 @@ def _run(options: RunOptions, json: bool) -> None:
     from runtime.cli.requirements import require_runtime
     from runtime.cli.run_job import run_job
     from runtime.cli.run_report import print_run, run_report
+    from runtime.cli.run_routing import recorded_routing
     from runtime.cli.run_source import read_entries
 
     options.check()
-    check_writable(options.output, options.trace)
+    check_writable(options.output, options.trace, options.trace_routing)
     check_figure(options.plot)
     entries = read_entries(options)
     require_runtime()
-    summary = run_job(options, entries, lambda source, policy, on: _engine(source, policy, on, options.gpu_memory))
+    with recorded_routing(options.trace_routing) as recorder:
+        plain = recorder is None and options.predictor is None
+        make = _engine if plain else partial(_engine, recorder=recorder, options=options)
+        summary = run_job(options, entries, lambda source, policy, on: make(source, policy, on, options.gpu_memory))
     _write_timeline(summary, options.trace, options.plot)
     if json:
         print_json(run_report(summary))
@@ -93,11 +109,22 @@ def _run(options: RunOptions, json: bool) -> None:
         print_run(summary)
 
 
-def _engine(source: RunSource, policy: Policy, device: str, gpu_memory: float | None) -> Engine:
+def _engine(
+    source: RunSource,
+    policy: Policy,
+    device: str,
+    gpu_memory: float | None,
+    recorder: RoutingRecorder | None = None,
+    options: RunOptions | None = None,
+) -> Engine:
     """The one place where a model meets its policy."""
     from hrm.cli.progress import progress_bar
+    from runtime.cli.run_experts import expert_options
     from runtime.engine import Engine
 
+    if recorder is not None:
+        recorder.numbers = {entry.request_id: place for place, entry in enumerate(source.entries)}
+    told = expert_options(options, source.weights.spec, policy, device) if options is not None else {}
     with progress_bar("layers loaded") as update:
         return Engine(
             source.weights,
@@ -107,6 +134,8 @@ def _engine(source: RunSource, policy: Policy, device: str, gpu_memory: float | 
             detokenise=source.detokenise,
             tokenise=source.tokenise,
             progress=update,
+            recorder=recorder,
+            **told,
         )
 
 

@@ -32,11 +32,14 @@ def run_job(options: RunOptions, entries: tuple[Entry, ...] | None, make_engine:
     Raises:
         HrmError: whatever cannot be opened, fits nowhere or cannot be written; what is finished is kept.
     """
+    from hrm.predict.routing_checks import moe_kind
     from runtime.cli.run_source import open_source
     from runtime.device import choose_device
 
     with _output(options) as output:
         source = open_source(options, entries)
+        if options.trace_routing is not None:
+            moe_kind(source.weights.spec, "--trace-routing")
         device = choose_device(options.device).type
         waiting = _waiting(source, output)
         earlier = output.earlier.policy if output is not None and output.earlier is not None else None

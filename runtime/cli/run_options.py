@@ -42,6 +42,9 @@ class RunOptions:
     dtype: str | None
     trace: Path | None
     plot: Path | None
+    trace_routing: Path | None = None
+    predictor: Path | None = None
+    token_scheduler: bool = False
 
     @property
     def mode(self) -> Mode:
@@ -81,6 +84,22 @@ class RunOptions:
             (
                 self.input is not None and self.output is not None and _same_file(self.input, self.output),
                 "--output is the same file as --input; choose another",
+            ),
+            *self._routing(),
+            (
+                self.token_scheduler and self.predictor is None,
+                "--token-scheduler goes by predicted paths; give --predictor too",
+            ),
+        )
+
+    def _routing(self) -> tuple[tuple[bool, str], ...]:
+        path = self.trace_routing
+        return (
+            (path is not None and path.suffix != ".npz", f"--trace-routing {path}: end the name in .npz"),
+            (
+                self.resume and path is not None and path.exists(),
+                f"--trace-routing {path}: holds what an earlier attempt ran, and --resume runs only the rest; name "
+                "another file",
             ),
         )
 

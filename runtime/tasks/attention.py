@@ -3,6 +3,8 @@
 T tokens, N query heads, K key-value heads, D head_dim.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -43,7 +45,11 @@ def post_attention(state: PassState, index: int, task: Task) -> None:
     j, memory = only_micro_batch(task), state.memory
     weights = memory.dense.tensors(task.layer)
     routed = memory.family.post_attention(memory.config, weights, state.hidden[j], state.attended.pop(j))
+    if j in state.replayed and routed.experts is not None:
+        routed = replace(routed, experts=state.replayed[j][:, memory.moe_place(task.layer)])
     state.hidden[j], state.routed[j] = routed.hidden, routed
+    if state.routing is not None:
+        state.routing.keep(j, routed)
     del state.qkv[j]
 
 

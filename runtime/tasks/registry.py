@@ -3,10 +3,17 @@
 from collections.abc import Callable
 
 from hrm.schedule.task import Kind, Task
-from runtime.tasks import attention, experts, hidden, kv, weights
+from runtime.tasks import attention, cached_experts, experts, hidden, kv, weights
 from runtime.tasks.state import PassState
 
 TaskFunction = Callable[[PassState, int, Task], None]
+
+
+def _expert_ffn(state: PassState, index: int, task: Task) -> None:
+    """Experts in slots, or in slabs."""
+    run = experts.expert_ffn if state.memory.slots is None else cached_experts.cached_expert_ffn
+    run(state, index, task)
+
 
 FUNCTIONS: dict[Kind, TaskFunction] = {
     Kind.EMBEDDING_LOAD: hidden.embedding_load,
@@ -21,7 +28,9 @@ FUNCTIONS: dict[Kind, TaskFunction] = {
     Kind.KV_STAGE: kv.kv_stage,
     Kind.GPU_ATTENTION: attention.gpu_attention,
     Kind.POST_ATTENTION: attention.post_attention,
-    Kind.EXPERT_FFN: experts.expert_ffn,
+    Kind.EXPERT_FFN: _expert_ffn,
+    Kind.EXPERT_PREFETCH: cached_experts.expert_prefetch,
+    Kind.EXPERT_CORRECTION: cached_experts.expert_correction,
     Kind.CPU_EXPERT_FFN: experts.cpu_expert_ffn,
     Kind.WEIGHT_FETCH: weights.weight_fetch,
     Kind.WEIGHT_STAGE: weights.weight_stage,

@@ -5,6 +5,7 @@ T tokens of a micro-batch, H hidden_size, N query heads, K key-value heads, D he
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,11 +14,15 @@ from hrm.schedule.graph import TaskGraph
 from hrm.schedule.task import Kind, Resource, Task
 from runtime.batch import Batch
 from runtime.device import CpuDevice, CudaDevice, Mark
+from runtime.experts.recorder import PassRouting
 from runtime.kernels.expert_ffn import SortedTokens
 from runtime.memory.paging import Paging
 from runtime.model_memory import ModelMemory
 from runtime.models.family import Routed
 from runtime.tables import RowTables
+
+if TYPE_CHECKING:
+    from runtime.tasks.cached_experts import LayerPlan
 
 Place = tuple[int, int | None]  # layer, micro-batch (None: all)
 
@@ -61,6 +66,8 @@ class PassState:
     tables: list[RowTables]
     carried: Carried
     keep_logits: bool = False
+    routing: PassRouting | None = None  # where it is recorded
+    replayed: dict[int, Tensor] = field(default_factory=dict)  # by micro-batch, experts [T, MoE layers, k] to take
     fetched_ahead: Carried = field(default_factory=Carried)
     hidden: dict[int, Tensor] = field(default_factory=dict)
     rotation: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -75,6 +82,7 @@ class PassState:
     staged_kv: dict[Place, Tensor] = field(default_factory=dict)
     touched: dict[int, frozenset[int]] = field(default_factory=dict)
     earlier: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # slot -> K, V of a prompt's earlier parts
+    layer_plans: dict[int, "LayerPlan"] = field(default_factory=dict)  # of experts in slots
     tokens: dict[int, Tensor] = field(default_factory=dict)
     logits: dict[int, Tensor] = field(default_factory=dict)
     kv_stages: int = 0

@@ -71,7 +71,7 @@ class Bench:
         pool = torch.empty(layout.pool_bytes(), dtype=torch.uint8, device=self.device.torch_device)
         return ModelMemory(
             old.config, old.family, old.device, old.experts, old.dense, old.embedding, old.final_norm, pool, old.kv,
-            old.cpu_threads,
+            old.cpu_threads, old.slots,
         )  # fmt: skip
 
 

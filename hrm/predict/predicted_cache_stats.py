@@ -1,0 +1,62 @@
+"""Cache statistics of predicted experts, replayed from a routing trace and its predictions."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hrm.predict.decode_passes import decode_passes
+from hrm.predict.expert_cache import CacheCounts, ExpertCache, batch_demand
+from hrm.predict.routing_predictions import Probabilities
+from hrm.predict.routing_trace import RoutingTrace
+from hrm.schedule.build import CacheStats
+from hrm.spec.model import ModelSpec
+
+
+def predicted_cache_stats(
+    trace: RoutingTrace, model: ModelSpec, batch_size: int, num_slots: int, predictions: Probabilities
+) -> CacheStats:
+    """Replays decode passes, batched as in `trace_cache_stats`, through a predictive cache of `num_slots` in all.
+
+    The first pass fills the cache and is not counted. Leaves out how much the link can copy in time: whatever the cache
+    asks for is prefetched, and how long the pass waits for it is the simulator's to say.
+
+    Raises:
+        WorkloadError: as `decode_passes`. PolicyError: slots for fewer experts than a token chooses.
+    """
+    layers, top_k = trace.experts.shape[1:]
+    passes = decode_passes(trace, batch_size)
+    cache = ExpertCache(layers, trace.num_experts, num_slots, "predictive", top_k)
+    filled = cache.stats
+    for number, rows in enumerate(passes.batches()):
+        cache.begin_pass(batch_demand(predictions[rows]))
+        _run_pass(cache, trace.experts[rows])
+        filled = cache.stats if number == 0 else filled
+    return _statistics(cache.stats.since(filled), passes.num_passes - 1, trace.num_experts, model)
+
+
+def _run_pass(cache: ExpertCache, experts: NDArray[np.integer[Any]]) -> None:
+    """One pass; experts [T, L, k]."""
+    for layer in range(experts.shape[1]):
+        cache.prefetch(layer)
+        cache.gate(layer, np.unique(experts[:, layer]).tolist())
+        cache.complete(layer)
+
+
+def _statistics(counts: CacheCounts, passes: int, num_experts: int, model: ModelSpec) -> CacheStats:
+    """Ratios of totals; layers without routed experts count 0. A prefetched expert that is not used by the end counts
+    as wasted, so that every copy is counted once.
+    """
+    used = np.minimum(counts.prefetched - counts.wasted, counts.hits)
+    parts = (
+        counts.demanded / (passes * num_experts),
+        (counts.hits - used) / counts.demanded,
+        used / counts.demanded,
+        (counts.prefetched - used) / (passes * num_experts),
+    )
+    return CacheStats(*(_by_layer(values.tolist(), model) for values in parts))
+
+
+def _by_layer(values: list[float], model: ModelSpec) -> tuple[float, ...]:
+    found = iter(values)
+    return tuple(next(found) if layer.ffn.is_moe else 0.0 for layer in model.layers)

@@ -1,0 +1,64 @@
+"""How many of the experts that a pass needs lie on the GPU: given per layer, or expected under uniform routing."""
+
+from dataclasses import dataclass
+
+from hrm.errors import PolicyError
+from hrm.roofline.sizes import Sizes
+from hrm.schedule.expert_slots import num_expert_slots, prefetchable_share
+from hrm.schedule.slice import PassSlice
+from hrm.spec.policy import Policy
+
+
+@dataclass(frozen=True)
+class CacheStats:
+    """How experts fare in the cache, per layer.
+
+    touched: share of the layer's experts that a pass's tokens choose. hit_rate: share of those that lie on the GPU.
+    prefetched: share of those that are copied ahead of the router; empty: none. The rest is copied after it.
+    wasted: share of the layer's experts that are copied ahead and not chosen; empty: none.
+    """
+
+    touched: tuple[float, ...]
+    hit_rate: tuple[float, ...]
+    prefetched: tuple[float, ...] = ()
+    wasted: tuple[float, ...] = ()
+
+    def prefetched_in(self, layer: int) -> float:
+        """Share of a layer's touched experts that are copied ahead."""
+        return self.prefetched[layer] if self.prefetched else 0.0
+
+    def wasted_in(self, layer: int) -> float:
+        """Share of a layer's experts that are copied ahead for nothing."""
+        return self.wasted[layer] if self.wasted else 0.0
+
+    def missed_in(self, layer: int) -> float:
+        """Share of a layer's touched experts that are copied after the router."""
+        return max(0.0, 1.0 - self.hit_rate[layer] - self.prefetched_in(layer))
+
+
+def cache_stats(sizes: Sizes, work: PassSlice, policy: Policy, cache: CacheStats | None) -> CacheStats:
+    """The statistics given, or those of uniform routing: the hit rate is r_w whatever is replaced.
+
+    Prediction is then taken as perfect: what is not resident is prefetched, as far as slots hold two layers' experts.
+
+    Raises:
+        PolicyError: statistics that do not cover every layer, or a cache too small for a token's experts.
+    """
+    layers = sizes.model.num_layers
+    if policy.caches_whole_experts:
+        num_expert_slots(sizes, policy)
+    if cache is None:
+        touched = float(sizes.touched_share(float(work.tokens))) if work.decodes else 1.0
+        hit_rate = policy.weights_on_gpu
+        stats = CacheStats((touched,) * layers, (hit_rate,) * layers)
+        if policy.expert_cache != "predictive":
+            return stats
+        ahead = min(1.0 - hit_rate, prefetchable_share(sizes, policy, touched))
+        return CacheStats(stats.touched, stats.hit_rate, (ahead,) * layers)
+    given = (cache.touched, cache.hit_rate, *filter(None, (cache.prefetched, cache.wasted)))
+    if wrong := [len(values) for values in given if len(values) != layers]:
+        raise PolicyError(
+            f"expert cache: statistics cover {wrong[0]} layers, {sizes.model.name} has {layers}; record a "
+            "routing trace of this model"
+        )
+    return cache

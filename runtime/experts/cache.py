@@ -1,0 +1,154 @@
+"""Slots on the GPU that hold one expert each, filled as an `ExpertCache` says.
+
+E experts, H hidden_size, I intermediate_size.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from threading import RLock
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hrm.predict.expert_cache import ExpertCache, Fetch, GatePlan
+from hrm.spec.policy import Policy
+from runtime.device import CpuDevice, CudaDevice, Mark
+from runtime.memory.device_view import device_view, read_by_kernel
+from runtime.memory.expert_layout import NO_SHARE, Slab
+from runtime.memory.host_weights import ExpertStore
+from runtime.memory.slab_tensors import SlabTensors, view_slab
+from runtime.models.config import ModelConfig
+
+LOOKAHEAD_BYTES = 512 << 20  # copies under way ahead of need: some 10 ms of a fast link, less than a queue of all
+
+
+@dataclass
+class ExpertSlots:
+    """memory: uint8 [slots, bytes of an expert] on the device. Layers are counted as the cache does: MoE layers only.
+
+    What a slot's next user waits for lies in `_written` and `_read`: marks of its latest copy and of its latest use.
+    """
+
+    cache: ExpertCache
+    store: ExpertStore
+    memory: Tensor
+    lock: RLock = field(default_factory=RLock)
+    _written: dict[int, Mark] = field(default_factory=dict)
+    _read: dict[int, Mark] = field(default_factory=dict)
+    _pending: list[Mark] = field(default_factory=list)
+    _complete: int = 0
+    _words: dict[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        """GPU memory."""
+        return self.memory.numel()
+
+    @property
+    def moe_layers(self) -> list[int]:
+        """The model's layers that have experts, in order."""
+        return sorted(self.store.host)
+
+    def begin_pass(self, demand: NDArray[np.float64] | None) -> None:
+        """demand: [MoE layers, E], probability that the pass chooses an expert; None: nothing is known."""
+        with self.lock:
+            self.cache.begin_pass(demand)
+            self._complete = 0
+
+    def prefetch(self, device: CpuDevice | CudaDevice) -> None:
+        """Copies on the current lane what is most urgent, as far as LOOKAHEAD_BYTES allow beside what is under way."""
+        with self.lock:
+            self._pending = [mark for mark in self._pending if not device.reached(mark)]
+            room = max(1, LOOKAHEAD_BYTES // self.memory.shape[1]) - len(self._pending)
+            for fetch in self.cache.prefetch(self._complete, max(0, room)):
+                self.copy(device, fetch, by_kernel=False)
+                self._pending.append(self._written[fetch.slot])
+
+    def gate(self, layer: int, touched: Iterable[int]) -> GatePlan:
+        """How the experts that a layer's routers chose are computed."""
+        with self.lock:
+            return self.cache.gate(layer, sorted(touched))
+
+    def complete(self, layer: int) -> None:
+        """The layer's experts are issued; whoever overwrites their slots waits for the marks of their use."""
+        with self.lock:
+            self.cache.complete(layer)
+            self._complete = layer + 1
+
+    def copy(self, device: CpuDevice | CudaDevice, fetch: Fetch, by_kernel: bool) -> None:
+        """An expert into its slot on the current lane, after whoever wrote or used the slot last."""
+        with self.lock:
+            for mark in (self._written.get(fetch.slot), self._read.get(fetch.slot)):
+                if mark is not None:
+                    device.order_after(mark)
+            source, target = self._host(fetch), self.memory[fetch.slot]
+            if by_kernel and fetch.layer in self._gpu_words():
+                start, size = self._place(fetch)
+                read_by_kernel(self._words[fetch.layer][start // 8 : (start + size) // 8], target)
+            else:
+                target.copy_(source, non_blocking=True)
+            self._written[fetch.slot] = device.mark()
+
+    def await_copies(self, device: CpuDevice | CudaDevice, slots: Iterable[int]) -> None:
+        """The current lane waits until the slots hold what was last copied to them."""
+        with self.lock:
+            marks = {id(mark): mark for slot in slots if (mark := self._written.get(slot)) is not None}
+        for mark in marks.values():
+            device.order_after(mark)
+
+    def note_use(self, device: CpuDevice | CudaDevice, slots: Iterable[int]) -> None:
+        """What is queued on the current lane so far uses the slots."""
+        mark = device.mark()
+        with self.lock:
+            self._read.update(dict.fromkeys(slots, mark))
+
+    def expert(self, slot: int) -> SlabTensors:
+        """One slot as matrices."""
+        return view_slab(self._slab, self.memory[slot], self.store.dtype, self.store.hidden_size)
+
+    def stacked(self, first: int, last: int) -> tuple[Tensor, Tensor]:
+        """gate_up [slots, 2 I, H] and down [slots, H, I] of slots [first, last)."""
+        rows, hidden = self._slab.rows, self.store.hidden_size
+        elements = self.memory[first:last].view(self.store.dtype)
+        stride, count = elements.stride(0), last - first
+        gate_up = elements.as_strided((count, 2 * rows, hidden), (stride, hidden, 1), elements.storage_offset())
+        start = elements.storage_offset() + 2 * rows * hidden
+        return gate_up, elements.as_strided((count, hidden, rows), (stride, rows, 1), start)
+
+    @property
+    def _slab(self) -> Slab:
+        return self.store.layout.streamed[0]
+
+    def _place(self, fetch: Fetch) -> tuple[int, int]:
+        """First byte in its layer's memory, and bytes, of an expert."""
+        return self.store.region.starts[fetch.expert], self.memory.shape[1]
+
+    def _host(self, fetch: Fetch) -> Tensor:
+        start, size = self._place(fetch)
+        return self.store.host_bytes(self.moe_layers[fetch.layer])[start : start + size]
+
+    def _gpu_words(self) -> dict[int, Tensor]:
+        """Page-locked layers as the GPU sees them."""
+        if not self._words and self.memory.device.type == "cuda":
+            for place, layer in enumerate(self.moe_layers):
+                if self.store.host[layer].locked:
+                    self._words[place] = device_view(self.store.host_bytes(layer), self.memory.device)
+        return self._words
+
+
+def make_slots(store: ExpertStore, config: ModelConfig, policy: Policy, device: torch.device) -> ExpertSlots | None:
+    """Slots for the share of all experts that the policy keeps on the GPU; None where it has no expert cache.
+
+    Raises:
+        PolicyError: fewer slots than a token chooses experts.
+    """
+    if policy.expert_cache == "rows":
+        return None
+    layers = len(store.host)
+    count = math.floor(policy.weights_on_gpu * layers * config.num_experts + NO_SHARE)
+    cache = ExpertCache(layers, config.num_experts, count, policy.expert_cache, config.top_k)
+    size = store.region.starts[1]
+    return ExpertSlots(cache, store, torch.empty((count, size), dtype=torch.uint8, device=device))

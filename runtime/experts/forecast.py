@@ -1,0 +1,58 @@
+"""What the next pass will need, predicted before it begins. B sequences, L MoE layers, E experts, k top_k."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hrm.predict.expert_cache import batch_demand
+from runtime.batch import Batch
+from runtime.experts.predictor import RoutingPredictor
+from runtime.experts.predictor_inference import predict_paths
+from runtime.experts.predictor_metrics import top_k_mask
+from runtime.requests.request import Request
+from runtime.sequences import SequenceTable, Slots
+
+Key = tuple[int, int]  # a request's identity, and how many tokens it has made
+
+
+@dataclass
+class PathForecast:
+    """Predicts the routing paths of sequences' latest tokens; each is predicted once, whoever asks first."""
+
+    predictor: RoutingPredictor
+    _known: dict[int, tuple[Key, NDArray[np.float32]]] = field(default_factory=dict)  # by slot
+
+    def __call__(self, batch: Batch, table: SequenceTable) -> NDArray[np.float64]:
+        """Probability [L, E] that some token of a decode pass chooses an expert."""
+        slots = np.concatenate([rows.slots for rows in batch.rows])
+        return batch_demand(self.probabilities(table, slots))
+
+    def probabilities(self, table: SequenceTable, slots: Slots) -> NDArray[np.float32]:
+        """Of each slot's latest token, [B, L, E]."""
+        wanted = {int(slot): _key(table, int(slot)) for slot in slots}
+        missing = [s for s, key in wanted.items() if s not in self._known or self._known[s][0] != key]
+        if missing:
+            found = predict_paths(self.predictor, [_tokens(table, slot) for slot in missing], last_only=True)
+            self._known.update({s: (wanted[s], rows) for s, rows in zip(missing, found, strict=True)})
+        return np.stack([self._known[slot][1] for slot in wanted])
+
+    def paths(self, table: SequenceTable, slots: Slots) -> NDArray[np.bool_]:
+        """The k most probable experts of each layer, [B, L, E]."""
+        return top_k_mask(self.probabilities(table, slots), self.predictor.target.top_k)
+
+
+def _request(table: SequenceTable, slot: int) -> Request:
+    request = table.requests[slot]
+    assert request is not None
+    return request
+
+
+def _key(table: SequenceTable, slot: int) -> Key:
+    return id(_request(table, slot)), int(table.made[slot])
+
+
+def _tokens(table: SequenceTable, slot: int) -> NDArray[np.int64]:
+    """Prompt and what has been generated, the token that comes next last."""
+    generated = table.generated[slot, : table.made[slot]]
+    return np.concatenate((np.array(_request(table, slot).prompt, np.int64), generated.astype(np.int64)))

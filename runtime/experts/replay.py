@@ -1,0 +1,109 @@
+"""Recorded routing in the place of a model's routers: for models whose weights are random, where speed is measured.
+
+T tokens, L MoE layers, k top_k, E experts.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hrm.errors import WorkloadError
+from hrm.predict.expert_cache import batch_demand
+from hrm.predict.routing_trace import RoutingTrace
+from runtime.batch import Batch, Rows
+from runtime.experts.predictor_metrics import top_k_mask
+from runtime.models.config import ModelConfig
+from runtime.requests.request import Request
+from runtime.sequences import SequenceTable, Slots
+
+
+@dataclass(frozen=True)
+class RoutingReplay:
+    """By request id and position: experts [S, L, k], and where there are predictions their probabilities [S, L, E].
+
+    A request's tokens are its own; only their experts come from here, so it must not be longer than what is recorded.
+    """
+
+    experts: Mapping[str, NDArray[np.int64]]
+    probabilities: Mapping[str, NDArray[np.float16]] | None = None
+
+    def check(self, config: ModelConfig) -> None:
+        """Refuses routing that the model cannot follow.
+
+        Raises:
+            WorkloadError: other layers, experts or top_k.
+        """
+        shape = sum(config.moe_layers), config.top_k
+        for name, rows in self.experts.items():
+            if rows.shape[1:] != shape or rows.max(initial=0) >= config.num_experts:
+                raise WorkloadError(
+                    f"routing replay: request {name} has {rows.shape[1]} layers, {rows.shape[2]} experts a token and "
+                    f"numbers up to {rows.max(initial=0)}; {config.name} has {shape[0]} MoE layers, top_k {shape[1]} "
+                    f"and {config.num_experts} experts"
+                )
+
+    def rows(self, rows: Rows, table: SequenceTable) -> NDArray[np.int64]:
+        """What the tokens of a micro-batch choose, [T, L, k].
+
+        Raises:
+            WorkloadError: a request that is not recorded, or not as far.
+        """
+        slots = rows.slots if not rows.pieces else np.repeat([p.slot for p in rows.pieces], _sizes(rows))
+        found = [self._at(table, int(slot), int(at)) for slot, at in zip(slots, rows.positions, strict=True)]
+        return np.stack(found)
+
+    def __call__(self, batch: Batch, table: SequenceTable) -> NDArray[np.float64] | None:
+        """Predicted probability [L, E] that some token of a decode pass chooses an expert; None without predictions."""
+        if self.probabilities is None:
+            return None
+        return batch_demand(self._predicted(table, np.concatenate([rows.slots for rows in batch.rows])))
+
+    def paths(self, table: SequenceTable, slots: Slots) -> NDArray[np.bool_]:
+        """Predicted paths of the slots' latest tokens, [B, L, E].
+
+        Raises:
+            WorkloadError: there are no predictions.
+        """
+        if self.probabilities is None:
+            raise WorkloadError("routing replay: has no predictions to regroup by; give them, or run without units")
+        top_k = next(iter(self.experts.values())).shape[2]
+        return top_k_mask(self._predicted(table, slots).astype(np.float32), top_k)
+
+    def _predicted(self, table: SequenceTable, slots: Slots) -> NDArray[np.float16]:
+        assert self.probabilities is not None
+        return np.stack([self.probabilities[_name(table, int(s))][int(table.cached[s])] for s in slots])
+
+    def _at(self, table: SequenceTable, slot: int, position: int) -> NDArray[np.int64]:
+        name = _name(table, slot)
+        recorded = self.experts.get(name)
+        if recorded is None or position >= len(recorded):
+            held = "nothing" if recorded is None else f"{len(recorded)} tokens"
+            raise WorkloadError(
+                f"routing replay: holds {held} of request {name}, whose token {position} is next; record longer, or "
+                "generate less"
+            )
+        found: NDArray[np.int64] = recorded[position]
+        return found
+
+
+def _sizes(rows: Rows) -> list[int]:
+    return [piece.stop - piece.start for piece in rows.pieces]
+
+
+def _name(table: SequenceTable, slot: int) -> str:
+    request: Request | None = table.requests[slot]
+    assert request is not None
+    return request.request_id
+
+
+def replay_of(trace: RoutingTrace, probabilities: NDArray[np.float16] | None = None) -> RoutingReplay:
+    """Of a trace's prompts, by their numbers as request ids. probabilities: [tokens, L, E], row by row the trace's."""
+    order = np.argsort(trace.prompt, kind="stable")
+    names, starts = np.unique(trace.prompt[order], return_index=True)
+    parts = [order[a:b] for a, b in zip(starts, [*starts[1:], len(order)], strict=True)]
+    by_name = {str(name): rows for name, rows in zip(names.tolist(), parts, strict=True)}
+    experts = {name: trace.experts[rows].astype(np.int64) for name, rows in by_name.items()}
+    predicted = None if probabilities is None else {name: probabilities[rows] for name, rows in by_name.items()}
+    return RoutingReplay(experts, predicted)

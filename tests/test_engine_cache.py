@@ -1,0 +1,134 @@
+"""Outputs never depend on the expert cache: any policy, any number of slots, right, wrong and no predictions."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from runtime_policies import KERNEL, RESIDENT, make_policy
+from tiny_checkpoints import save_tiny
+
+from hrm.errors import PolicyError, WorkloadError
+from hrm.spec.policy import Policy
+from runtime.batch import Batch
+from runtime.checkpoint.checkpoint import Checkpoint
+from runtime.engine import Engine
+from runtime.experts.recorder import RoutingRecorder
+from runtime.experts.replay import replay_of
+from runtime.experts.units import Units
+from runtime.requests.request import Completion, Request, Sampling
+from runtime.sequences import SequenceTable
+
+CACHES = ("lru", "lfu", "static", "predictive")
+Demand = Callable[[Batch, SequenceTable], NDArray[np.float64] | None]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    directory = tmp_path_factory.mktemp("qwen3_moe")
+    save_tiny("qwen3_moe", directory)
+    return Checkpoint.open(directory)
+
+
+def policy_of(model: Checkpoint, cache: str, slots: int, **changes: object) -> Policy:
+    share = slots / (model.config.num_experts * sum(model.config.moe_layers))
+    return make_policy("expert_cache", 4, 1, weights_on_gpu=share, expert_cache=cache, **RESIDENT, **changes)
+
+
+def generated(
+    model: Checkpoint, policy: Policy, forecast: Demand | None = None, units: Units | None = None
+) -> tuple[list[tuple[int, ...]], torch.Tensor]:
+    """Tokens of nine ragged prompts, one longer than a chunk, and all their logits."""
+    random = np.random.default_rng(3)
+    lengths = [*random.integers(1, 20, 8), 55]
+    prompts = [tuple(int(t) for t in random.integers(3, 128, n)) for n in lengths]
+    requests = [Request(str(i), p, Sampling(5, ignore_eos=True)) for i, p in enumerate(prompts)]
+    with Engine(model, policy, device="cpu", keep_logits=True, forecast=forecast, units=units) as engine:
+        done = sorted((d for d in engine.generate(requests)), key=lambda d: int(d.request.request_id))
+    completions = [d for d in done if isinstance(d, Completion)]
+    assert len(completions) == len(requests)
+    return [c.tokens for c in completions], torch.cat([c.logits for c in completions if c.logits is not None])
+
+
+@pytest.fixture(scope="module")
+def expected(model: Checkpoint) -> tuple[list[tuple[int, ...]], torch.Tensor]:
+    return generated(model, make_policy("layer_streaming", 8, 1, **RESIDENT))
+
+
+@pytest.mark.parametrize("slots", ["top_k", "top_k + 1", "a quarter", "all"])
+@pytest.mark.parametrize("cache", CACHES)
+def test_any_policy_and_size(
+    model: Checkpoint, expected: tuple[list[tuple[int, ...]], torch.Tensor], cache: str, slots: str
+) -> None:
+    whole = model.config.num_experts * sum(model.config.moe_layers)
+    count = {"top_k": model.config.top_k, "top_k + 1": model.config.top_k + 1, "a quarter": whole // 4, "all": whole}
+    tokens, logits = generated(model, policy_of(model, cache, count[slots]))
+    assert tokens == expected[0]
+    torch.testing.assert_close(logits, expected[1], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["wrong", "nothing", "everything"])
+def test_any_prediction(model: Checkpoint, expected: tuple[list[tuple[int, ...]], torch.Tensor], kind: str) -> None:
+    shape = sum(model.config.moe_layers), model.config.num_experts
+    random = np.random.default_rng(0)
+    demand = {"wrong": lambda: random.random(shape), "nothing": lambda: None, "everything": lambda: np.ones(shape)}
+    tokens, logits = generated(
+        model, policy_of(model, "predictive", shape[1], **KERNEL), lambda batch, table: demand[kind]()
+    )
+    assert tokens == expected[0]
+    torch.testing.assert_close(logits, expected[1], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_units_in_turns(model: Checkpoint, expected: tuple[list[tuple[int, ...]], torch.Tensor], grouped: bool) -> None:
+    """Two batches of two, one a pass, as they come or split anew by some prediction, right or wrong."""
+    layers, experts = sum(model.config.moe_layers), model.config.num_experts
+    random, sizes = np.random.default_rng(0), []
+
+    def paths(table: SequenceTable, slots: NDArray[np.int64]) -> NDArray[np.bool_]:
+        sizes.append(len(slots))
+        return random.random((len(slots), layers, experts)) < 0.3
+
+    policy = policy_of(model, "predictive", experts).resized(1, 2)
+    units = Units(policy.batch_size, paths if grouped else None)
+    tokens, logits = generated(model, policy, units=units)
+    assert tokens == expected[0]
+    torch.testing.assert_close(logits, expected[1], atol=1e-4, rtol=0)
+    assert (max(sizes) == 4 and min(sizes) > 2) if grouped else not sizes
+
+
+def test_recorded_routing_is_followed(model: Checkpoint) -> None:
+    prompts = [tuple(range(3, 3 + n)) for n in (9, 30, 4)]
+    first, second = RoutingRecorder(), RoutingRecorder()
+    with Engine(model, policy_of(model, "lru", 8), device="cpu", recorder=first) as engine:
+        list(engine.generate(prompts, Sampling(6, ignore_eos=True)))
+    recorded = first.trace()
+    assert recorded is not None
+    others = [tuple(t + 40 for t in prompt) for prompt in prompts]
+    with Engine(model, policy_of(model, "predictive", 8), device="cpu", recorder=second) as engine:
+        engine.runner.replay = replay = replay_of(recorded)
+        replay.check(engine.config)
+        done = list(engine.generate(others, Sampling(6, ignore_eos=True)))
+    followed = second.trace()
+    assert len(done) == 3 and followed is not None
+    assert (followed.experts == recorded.experts).all() and (followed.step == recorded.step).all()
+    with Engine(model, policy_of(model, "lru", 8), device="cpu") as engine:
+        engine.runner.replay = replay
+        with pytest.raises(WorkloadError, match="request 0, whose token 14 is next"):
+            list(engine.generate(others[:1], Sampling(9, ignore_eos=True)))
+
+
+def test_statistics_add_up(model: Checkpoint) -> None:
+    policy = policy_of(model, "lru", model.config.num_experts)
+    with Engine(model, policy, device="cpu") as engine:
+        list(engine.generate([(5, 6, 7), (8, 9)], Sampling(6, ignore_eos=True)))
+        assert engine.memory.slots is not None
+        counts = engine.memory.slots.cache.stats
+    assert (counts.demanded == counts.hits + counts.fetched).all() and counts.hits.sum() > 0
+    assert engine.memory.gpu_parts["expert_weights"] == engine.memory.slots.nbytes
+
+
+def test_a_cache_smaller_than_top_k_is_refused(model: Checkpoint) -> None:
+    with pytest.raises(PolicyError, match="slots"):
+        Engine(model, policy_of(model, "predictive", model.config.top_k - 1), device="cpu")
