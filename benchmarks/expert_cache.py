@@ -1,0 +1,245 @@
+"""Decode throughput with experts cached on the GPU, against loading every layer, on recorded routing.
+
+python benchmarks/expert_cache.py --synthetic qwen3-30b-a3b --profile this-machine.yaml --trace traces/test.npz \
+    --predictions predictions.npz --batch 16 --slots 0.25 --output benchmarks/results/NAME.json
+
+Weights are random; which experts a token takes comes from the trace (`scaled_routing.py`), and so do the predictions,
+with the predictor's real mistakes. Modes: `load_everything` streams all experts of every layer; lru, lfu: fetched after
+the router; predictive: copied ahead by prediction and corrected; `units`: two batches in turns, as they come and
+regrouped by predicted paths. Every mode runs the same requests. Predicted: the simulator with the run's own counts.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from gpu_machine import describe_machine
+from scaled_routing import scale_of, scaled_replay
+
+from hrm.errors import HrmError
+from hrm.predict.cache_plan import CacheCounts
+from hrm.predict.routing_predictions import load_predictions
+from hrm.predict.routing_trace import load_routing_trace
+from hrm.predict.simulate import Simulator
+from hrm.schedule.build import CacheStats
+from hrm.search.search import make_rates
+from hrm.spec.hardware import load_profile
+from hrm.spec.policy import Policy
+from hrm.spec.units import parse_quantity
+from hrm.spec.workload import make_workload
+from runtime.checkpoint.synthetic import SyntheticCheckpoint, synthetic_checkpoint
+from runtime.dtypes import torch_dtype
+from runtime.engine import Engine
+from runtime.experts.replay import RoutingReplay
+from runtime.experts.units import Units
+from runtime.requests.random_prompts import random_requests
+from runtime.requests.request import Request, Sampling
+
+MODES = ("load_everything", "lru", "lfu", "predictive", "units", "units_regrouped")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all modes share. prompt_lens: of the requests, of which each generates gen_len tokens."""
+
+    model: SyntheticCheckpoint
+    replay: RoutingReplay
+    prompt_lens: tuple[int, ...]
+    gen_len: int
+    batch: int
+    slots: float
+    device: str
+    gpu_memory: float | None
+
+
+def policy_of(mode: str, setting: Setting) -> Policy:
+    """Attention and KV cache on the GPU; experts as the mode has them."""
+    cache = "predictive" if mode.startswith("units") else mode
+    loads = mode == "load_everything"
+    size = setting.batch
+    return Policy(
+        schedule="layer_streaming" if loads else "expert_cache", batch_size=size, micro_batch_size=size,
+        ffn_batch_size=size, attention_on_gpu=1.0, experts_on_gpu=1.0, weights_on_gpu=0.0 if loads else setting.slots,
+        kv_on_gpu=1.0, dense_weights_on_gpu=1.0, weights_on_disk=0.0, attention_place="resident",
+        ffn_batching="micro_batch", mixed_prefill=False, prefill_chunk_tokens=1024, page_pool_bytes=0.0,
+        tensor_parallel_size=1, hidden_states_by="kernel", expert_cache="rows" if loads else cache,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def requests_of(setting: Setting, count: int) -> list[Request]:
+    """Random prompts of the recorded lengths."""
+    sampling = Sampling(setting.gen_len, ignore_eos=True)
+    entries = random_requests(setting.prompt_lens, count, setting.model.config.vocab_size, sampling)
+    return [Request(str(i), e.prompt, sampling) for i, e in enumerate(entries) if isinstance(e.prompt, tuple)]
+
+
+def run(mode: str, setting: Setting, simulator: Simulator, warmup: int) -> dict[str, Any]:
+    """Decode passes of full batches after the first ones."""
+    policy, units = policy_of(mode, setting), None
+    if mode.startswith("units"):
+        units = Units(setting.batch, setting.replay.paths if mode == "units_regrouped" else None)
+    on_gpu = setting.device.startswith("cuda")
+    began = time.perf_counter()
+    engine = Engine(setting.model, policy, setting.device, setting.gpu_memory, forecast=setting.replay, units=units)
+    loaded = time.perf_counter() - began
+    with engine:
+        engine.runner.replay = setting.replay
+        setting.replay.check(engine.config)
+        waiting = deque(requests_of(setting, setting.batch * (2 if units else 1)))
+        engine.make_room(list(waiting))
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        passes = _decode_passes(engine, waiting, warmup)
+        found = {"load_seconds": loaded, **_speed(passes), **_cache(engine, passes), **_memory(engine, on_gpu)}
+        return found | _predicted(engine, simulator, policy, passes)
+
+
+@dataclass(frozen=True)
+class DecodePass:
+    """Seconds and sequences, and the cache's counts of it."""
+
+    seconds: float
+    sequences: int
+    counts: CacheCounts | None
+    work: Any
+
+
+def _decode_passes(engine: Engine, waiting: "deque[Request]", warmup: int) -> list[DecodePass]:
+    passes: list[DecodePass] = []
+    slots = engine.memory.slots
+    while waiting or engine.table.active.any():
+        before = slots.cache.stats if slots is not None else None
+        began = time.perf_counter()
+        engine.step(waiting)
+        seconds, result = time.perf_counter() - began, engine.last_pass
+        assert result is not None
+        if not any(rows.is_prefill for rows in result.batch.rows):
+            counts = slots.cache.stats.since(before) if slots is not None and before is not None else None
+            passes.append(DecodePass(seconds, len(result.slots), counts, result.batch.slice))
+    return passes[warmup:]
+
+
+def _speed(passes: list[DecodePass]) -> dict[str, Any]:
+    return {
+        "passes": len(passes),
+        "seconds_per_pass": [p.seconds for p in passes],
+        "sequences": passes[0].sequences,
+        "tokens_per_s": sum(p.sequences for p in passes) / sum(p.seconds for p in passes),
+    }
+
+
+def _cache(engine: Engine, passes: list[DecodePass]) -> dict[str, Any]:
+    counted = [p.counts for p in passes if p.counts is not None]
+    if not counted:
+        return {}
+    totals = {name: sum(int(getattr(c, name).sum()) for c in counted) for name in vars(counted[0])}
+    return {
+        "slots": len(engine.memory.slots.memory) if engine.memory.slots is not None else 0,
+        "hit_rate": totals["hits"] / totals["demanded"],
+        "experts_per_pass": {name: total / len(counted) for name, total in totals.items()},
+    }
+
+
+def _memory(engine: Engine, on_gpu: bool) -> dict[str, Any]:
+    parts = engine.memory.gpu_parts
+    whole = engine.layout.sizes.expert_bytes + engine.layout.sizes.dense_bytes
+    peak = torch.cuda.max_memory_allocated() if on_gpu else sum(parts.values())
+    return {"gpu_parts": parts, "gpu_peak_bytes": peak, "full_residency_bytes": whole, "below_full": 1 - peak / whole}
+
+
+def _predicted(engine: Engine, simulator: Simulator, policy: Policy, passes: list[DecodePass]) -> dict[str, Any]:
+    """The simulation of the median pass's slice, with mean counts of all."""
+    middle = sorted(passes, key=lambda p: p.seconds)[len(passes) // 2]
+    counted = [p.counts for p in passes if p.counts is not None]
+    stats = cache_stats_of(counted, engine) if counted else None
+    seconds = simulator.pass_seconds(policy, middle.work, stats)
+    mean = statistics.fmean(p.seconds for p in passes)
+    return {"predicted_seconds": seconds, "measured_seconds": mean, "error": seconds / mean - 1}
+
+
+def cache_stats_of(counted: list[CacheCounts], engine: Engine) -> CacheStats:
+    """Mean shares per layer: touched, in place without a copy, copied ahead, copied ahead for nothing."""
+    experts, moe = engine.config.num_experts, engine.config.moe_layers
+    totals = {name: sum(getattr(c, name) for c in counted) / len(counted) for name in vars(counted[0])}
+    ahead = totals["prefetched"] - totals["wasted"]
+    place, rows = 0, []
+    for has in moe:
+        if not has:
+            rows.append((0.0, 0.0, 0.0, 0.0))
+            continue
+        demanded = max(float(totals["demanded"][place]), 1e-9)
+        came = min(float(ahead[place]), float(totals["hits"][place]))
+        hit = (float(totals["hits"][place]) - came) / demanded
+        rows.append((demanded / experts, hit, came / demanded, float(totals["wasted"][place]) / experts))
+        place += 1
+    touched, hit_rate, prefetched, wasted = zip(*rows, strict=True)
+    return CacheStats(touched, hit_rate, prefetched, wasted)
+
+
+def make_setting(args: argparse.Namespace) -> Setting:
+    """Model, routing and requests."""
+    model = synthetic_checkpoint(args.synthetic, args.layers, 0, torch_dtype(args.dtype) if args.dtype else None)
+    trace, config = load_routing_trace(args.trace, None), model.config
+    probabilities = None if args.predictions is None else load_predictions(args.predictions, trace)
+    scale = scale_of(trace, sum(config.moe_layers), config.num_experts, config.top_k)
+    replay, lengths = scaled_replay(trace, probabilities, scale, 2 * args.batch)
+    prompts = tuple(max(1, length - args.gen_len) for length in lengths)
+    limit = None if args.gpu_memory is None else parse_quantity(args.gpu_memory, "bytes", "--gpu-memory")
+    return Setting(model, replay, prompts, args.gen_len, args.batch, args.slots, args.device, limit)
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--synthetic", default="qwen3-30b-a3b", help="shipped model, or a config.json")
+    parser.add_argument("--layers", type=int, help="only the first so many")
+    parser.add_argument("--dtype")
+    parser.add_argument("--profile", required=True)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--gpu-memory", help="such as 8GiB; held to by the allocator")
+    parser.add_argument("--trace", type=Path, required=True)
+    parser.add_argument("--predictions", type=Path, help="of the trace (hrm predictor evaluate --predictions)")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--slots", type=float, default=0.25, help="share of all experts")
+    parser.add_argument("--gen-len", type=int, default=32)
+    parser.add_argument("--warmup", type=int, default=4, help="decode passes before those that count")
+    parser.add_argument("--modes", nargs="*", default=list(MODES), choices=MODES)
+    parser.add_argument("--output", type=Path)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """All modes, one file; what fails is named and the rest goes on."""
+    args = arguments()
+    try:
+        setting = make_setting(args)
+        spec = setting.model.spec
+        mean = round(statistics.fmean(setting.prompt_lens))
+        workload = make_workload(args.gen_len, mean, name="recorded", where="--trace")
+        simulator = Simulator(make_rates(load_profile(args.profile), spec, workload))
+    except HrmError as error:
+        raise SystemExit(f"expert_cache: {error}") from None
+    options = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+    report: dict[str, Any] = {"benchmark": "expert_cache", **describe_machine(args.device), "settings": options}
+    report["modes"] = modes = {}
+    for mode in args.modes:
+        try:
+            modes[mode] = found = run(mode, setting, simulator, args.warmup)
+        except (HrmError, torch.OutOfMemoryError) as error:
+            modes[mode] = {"failed": str(error)}
+            print(f"{mode}: failed: {error}", flush=True)
+            continue
+        hits = f", hit rate {found['hit_rate']:.1%}" if "hit_rate" in found else ""
+        print(f"{mode}: {found['tokens_per_s']:,.1f} tokens/s{hits}, predicted {found['error']:+.1%}", flush=True)
+        if args.output:
+            args.output.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
