@@ -104,8 +104,12 @@ def test_ragged_attention_equals_padded() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(
-    "policy_name", ["cgopipe, kernel", "auto, mixed, batch", "flexgen, part resident", "module_batched, split"]
-)
+    "policy_name",
+    [
+        "cgopipe, kernel", "auto, mixed, batch", "flexgen, part resident", "module_batched, split",
+        "expert cache, lru", "expert cache, predictive",
+    ],
+)  # fmt: skip
 def test_bf16_on_a_gpu_stays_near(checkpoints: dict[str, Path], policy_name: str) -> None:
     """Half precision takes other kernels: the first token's logits are those of fp32 up to rounding."""
     requests = [Request(str(i), p, Sampling(1)) for i, p in enumerate(prompts_of(14))]

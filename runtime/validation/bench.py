@@ -76,8 +76,10 @@ class Bench:
 
 
 def _places(layout: PolicyLayout) -> object:
-    """What decides where weights lie."""
-    return layout.experts, layout.region, layout.policy.dense_weights_on_gpu, layout.policy.host_weights
+    """What decides where weights lie; an expert cache begins empty with every policy."""
+    policy = layout.policy
+    cache = object() if policy.caches_whole_experts else None
+    return layout.experts, layout.region, policy.dense_weights_on_gpu, policy.host_weights, cache
 
 
 ENOUGH = 0.9  # of the policy's sequences: blocks that are not full take room, and what runs is predicted as it runs
