@@ -28,7 +28,8 @@ class PredictorTarget(_Frozen):
 
 
 class PredictorSettings(_Frozen):
-    """Sizes of the network. hidden_size and ffn_size are the paper's; it names no number of layers or heads.
+    """Sizes of the network. hidden_size and ffn_size are ExpertFlow's (arXiv 2410.17954); layers and heads are chosen
+    so that with the vocabulary of T5 it has the paper's 7 MB.
 
     window: tokens that it sees at most, itself included. token_rank: width of the token profiles
     (see `RoutingPredictor`); 0 for the paper's network, which has none.
