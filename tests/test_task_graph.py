@@ -9,14 +9,15 @@ from dataclasses import replace
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from random_schedules import Case, cases
-from tiny_schedules import NAMED, SLICES, VARIANTS, policy, tiny_graph
+from tiny_schedules import NAMED, SIZES, SLICES, VARIANTS, policy, tiny_graph
 
 from hrm.errors import ScheduleError
 from hrm.schedule.build import build_graph
 from hrm.schedule.graph import TaskGraph
+from hrm.schedule.kept_prompts import KEPT_CHUNKS
 from hrm.schedule.order import Order, waited_for
 from hrm.schedule.pages import PagePlan
-from hrm.schedule.slice import decode_slice
+from hrm.schedule.slice import MicroBatch, PassSlice, decode_slice
 from hrm.schedule.task import Kind, Resource, Task, Work
 from hrm.schedule.validate import validate
 from hrm.search.search import make_rates
@@ -31,6 +32,7 @@ MIXED = tiny_graph(VARIANTS["auto_mixed_experts_on_cpu"], "mixed")
 FREE = tiny_graph(policy("cgopipe", hidden_states_by="kernel", dense_weights_on_gpu=0.5))  # copies wait for no other
 DISK = tiny_graph(VARIANTS["cgopipe_disk_experts_on_cpu"])
 PARALLEL = tiny_graph(VARIANTS["cgopipe_two_gpus"])
+CACHED = tiny_graph(VARIANTS["expert_cache_predictive"])
 
 
 def find(graph: TaskGraph, kind: Kind, layer: int, micro_batch: int | None = None, nth: int = 0) -> int:
@@ -103,8 +105,22 @@ def test_random_policies_are_valid(case: Case):
     validate(case.graph())
 
 
+@pytest.mark.parametrize(("chunks", "waits"), [(2, False), (KEPT_CHUNKS, False), (KEPT_CHUNKS + 1, True)])
+def test_few_prompts_stay_on_the_gpu_beside_decoding(chunks: int, waits: bool):
+    """Many leave it between layers, and wait for each other; so do any where nothing is decoded."""
+    chosen = policy("auto", "hybrid", mixed_prefill=True)
+    tokens = chosen.prefill_chunk_tokens
+    prompt = MicroBatch(prompt_tokens=tokens, prompts=1.0, prompt_len=tokens, prompt_len_sq=tokens**2)
+    decode = MicroBatch(sequences=4, gpu_sequences=2, context_len=9.0)
+    for work, spilled in ((PassSlice((decode, *[prompt] * chunks)), waits), (PassSlice((prompt,) * chunks), True)):
+        graph = build_graph(SIZES, work, chosen)
+        assert any(task.kind == Kind.HIDDEN_STORE for task in graph.tasks) == spilled
+        loads = [task for task in graph.tasks if task.kind == Kind.EMBEDDING_LOAD and task.work.prompt_tokens]
+        assert any(task.after for task in loads) == (spilled and chunks > 2)
+
+
 def test_known_graphs_hold_what_the_cases_below_break():
-    graphs = (GRAPH, SPLIT, STREAMED, MIXED, FREE, DISK, PARALLEL)
+    graphs = (GRAPH, SPLIT, STREAMED, MIXED, FREE, DISK, PARALLEL, CACHED)
     for graph in graphs:
         validate(graph)
     assert {t.kind for graph in graphs for t in graph.tasks} == set(Kind)

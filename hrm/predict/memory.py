@@ -4,6 +4,7 @@ from hrm.predict.forms import Form, form
 from hrm.predict.node import Nodes
 from hrm.predict.rates import Rates
 from hrm.predict.shapes import cached_tokens
+from hrm.schedule.kept_prompts import kept_prompt_tokens
 from hrm.schedule.placement import Placement
 
 Parts = dict[str, Form]
@@ -58,7 +59,8 @@ def _prefill_activations(rates: Rates, placement: Placement, nodes: Nodes) -> Fo
     """One chunk in work, the hidden states of the chunks before and after it in flight, and the K and V in one layer of
     the longest prompt that a chunk may be a later part of. Hidden states of all chunks stay where they are not left
     on the host between layers; where attention of all comes before experts of any (FlexGen, experts on
-    demand), the experts' inputs too. A mixed pass also holds the decoding batch's hidden states.
+    demand), the experts' inputs too. A mixed pass also holds the decoding batch's hidden states, and those of
+    few prompts between layers.
     """
     sizes, devices = rates.sizes, rates.machine.tensor_parallel_size
     chunk = rates.prefill_chunk_tokens
@@ -71,7 +73,8 @@ def _prefill_activations(rates: Rates, placement: Placement, nodes: Nodes) -> Fo
     kept = 0.0 if placement.spills_hidden_states else rates.workload.prompt_len * sizes.hidden_bytes * devices
     if placement.stepwise or placement.overlap == "on_demand":
         kept = RESIDUAL_COPIES * rates.workload.prompt_len * sizes.hidden_bytes * devices
-    return form(len(nodes), ONE=work + piece + logits + earlier, N=decoding + kept)
+    few = sizes.hidden_bytes * devices * kept_prompt_tokens(chunk) if placement.mixed_prefill else 0.0
+    return form(len(nodes), ONE=work + piece + logits + earlier + few, N=decoding + kept)
 
 
 def pool_need(rates: Rates, placement: Placement, nodes: Nodes) -> Form:

@@ -186,8 +186,12 @@ def _dtoh(rates: Rates, placement: Placement, shape: PassShape, nodes: Nodes) ->
 
 
 def _spilled_bytes(rates: Rates, placement: Placement, shape: PassShape) -> float:
-    """Hidden states of prefill that wait on the host between layers, per sequence and direction."""
-    layers = rates.model.num_layers - 1 if placement.spills_hidden_states else 0
+    """Hidden states of prefill that wait on the host between layers, per sequence and direction.
+
+    A pass that decodes too is taken to have few prompts, and to keep them.
+    """
+    spills = placement.spills_hidden_states and not (placement.mixed_prefill and shape.decode_share)
+    layers = rates.model.num_layers - 1 if spills else 0
     return shape.prefill_share * rates.workload.prompt_len * layers * rates.sizes.hidden_bytes
 
 

@@ -10,6 +10,7 @@ from hrm.schedule.cache_stats import CacheStats, cache_stats
 from hrm.schedule.cached_experts import cached_experts
 from hrm.schedule.flexgen import flexgen
 from hrm.schedule.graph import TaskGraph
+from hrm.schedule.kept_prompts import keeps_prompts
 from hrm.schedule.module_batched import module_batched
 from hrm.schedule.on_demand import on_demand
 from hrm.schedule.pages import PagePlan
@@ -38,7 +39,8 @@ def build_graph(sizes: Sizes, work: PassSlice, policy: Policy, cache: CacheStats
     stats = cache_stats(sizes, work, policy, cache) if placement.overlap == "on_demand" else None
     plan = _page_plan(sizes, work, policy, placement, stats)
     build = PassBuilder(sizes, work, policy, plan, stats.hit_rate if stats else ())
-    build.spills_hidden_states = placement.spills_hidden_states
+    build.keeps_prompts = placement.spills_hidden_states and keeps_prompts(work, policy.prefill_chunk_tokens)
+    build.spills_hidden_states = placement.spills_hidden_states and not build.keeps_prompts
     if stats and policy.caches_whole_experts:
         cached_experts(build, stats)
     elif placement.overlap == "on_demand":

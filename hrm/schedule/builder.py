@@ -27,6 +27,7 @@ class PassBuilder:
         self.num_layers = sizes.model.num_layers
         self.outputs: dict[tuple[int, int], tuple[int, ...]] = {}
         self.spills_hidden_states = True
+        self.keeps_prompts = False
         self.tasks: list[Task] = []
         self.block_starts: list[int] = []
         self._next_page = plan.ahead

@@ -51,11 +51,11 @@ class Steps:
     def _hidden(self, layer: int, j: int, mb: MicroBatch) -> tuple[int, ...]:
         """What makes the hidden state of a micro-batch present; between layers, prefill leaves it on the host.
 
-        Prompts are many: their hidden states come only once the last but one before is through, or they would fill the
-        GPU.
+        Where prompts are many, their hidden states come only once the last but one before is through, or they would
+        fill the GPU.
         """
         build, work = self.build, Work(mb.sequences, mb.prompt_tokens)
-        room = self._through[0] if mb.is_prefill else ()
+        room = self._through[0] if mb.is_prefill and not build.keeps_prompts else ()
         if layer == 0:
             return (build.add(Kind.EMBEDDING_LOAD, 0, j, build.small_copies, work, room),)
         done = build.outputs[layer - 1, j]
