@@ -476,10 +476,11 @@ def test_routing_option(tmp_path: Path, tiny_rates: Rates) -> None:
     save_routing_trace(trace, path)
     assert read_cache_stats(None, tiny_rates, NAMED["cgopipe"]) is None
     assert read_cache_stats("uniform", tiny_rates, policy) == uniform_cache_stats(MODEL, 4, 0.5)
-    assert read_cache_stats("zipf:1.1", tiny_rates, policy) == zipf_cache_stats(MODEL, 4, 0.5, 1.1)
-    assert read_cache_stats(str(path), tiny_rates, policy) == trace_cache_stats(trace, MODEL, 4, 4, "lru")
-    rounded = policy.model_copy(update={"weights_on_gpu": 0.49})
-    assert read_cache_stats(str(path), tiny_rates, rounded) == trace_cache_stats(trace, MODEL, 4, 3, "lru")
+    for option, whole in (
+        ("zipf:1.1", zipf_cache_stats(MODEL, 4, 0.5, 1.1)),
+        (str(path), trace_cache_stats(trace, MODEL, 4, 4, "lru")),
+    ):  # half of every expert's rows is in place, whichever are chosen
+        assert read_cache_stats(option, tiny_rates, policy) == CacheStats(whole.touched, (0.5,) * MODEL.num_layers)
 
 
 @pytest.mark.parametrize(

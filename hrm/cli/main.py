@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from hrm.cli import compare, models, profiles, published, roofline, routing, search, simulate, sweep
+from hrm.cli import compare, crossover, models, profiles, published, roofline, routing, search, simulate, sweep
 from hrm.cli.plugins import add_commands
 from hrm.errors import HrmError, InfeasibleError
 
@@ -24,6 +24,7 @@ app.command("simulate")(simulate.simulate)
 app.command("compare")(compare.compare)
 app.command("published")(published.published)
 app.command("sweep")(sweep.sweep)
+app.command("crossover")(crossover.crossover)
 app.command("routing")(routing.routing)
 app.add_typer(profiles.app, name="profiles")
 app.add_typer(models.app, name="models")

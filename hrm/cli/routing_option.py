@@ -1,46 +1,72 @@
-"""`--routing`: how tokens choose experts, as cache statistics of a policy's decode pass."""
+"""`--routing` and `--predictions`: how tokens choose experts, as cache statistics of a policy's decode pass."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from hrm.errors import WorkloadError
 
 if TYPE_CHECKING:
     from hrm.predict.rates import Rates
+    from hrm.predict.routing_source import Routing
     from hrm.schedule.build import CacheStats
+    from hrm.spec.model import ModelSpec
     from hrm.spec.policy import Policy
 
 FORMS = "uniform, zipf:EXPONENT (zipf:1.1), or a routing trace (.npz)"
 
+PredictionsOption = Annotated[
+    Path | None, typer.Option(help="Predictions of the trace in --routing (hrm predictor evaluate).")
+]
 
-def read_cache_stats(option: str | None, rates: Rates, policy: Policy) -> CacheStats | None:
-    """The statistics that the option asks for, of `batch_size` tokens and `weights_on_gpu`; None without the option.
 
-    A trace is replayed through an LRU cache of floor(weights_on_gpu num_experts) slots per layer.
+def read_routing(option: str, predictions: Path | None, model: ModelSpec) -> Routing:
+    """What the two options state.
 
     Raises:
-        WorkloadError: an unknown form, a bad exponent or trace, or a schedule without demand-fetched experts.
+        WorkloadError: an unknown form, a bad exponent, trace or predictions, or predictions without a trace.
     """
-    from hrm.predict.routing import uniform_cache_stats, zipf_cache_stats
+    from hrm.predict.routing_predictions import load_predictions
+    from hrm.predict.routing_source import Routing
+    from hrm.predict.routing_trace import load_routing_trace
+
+    if option.endswith(".npz"):
+        trace = load_routing_trace(Path(option), model)
+        return Routing(trace=trace, predictions=None if predictions is None else load_predictions(predictions, trace))
+    if predictions is not None:
+        raise WorkloadError(f"--predictions are of a routing trace; give that to --routing, not {option[:80]!r}")
+    if option == "uniform":
+        return Routing()
+    if option.startswith("zipf:"):
+        return Routing(exponent=_exponent(option))
+    raise WorkloadError(f"--routing: unknown form {option[:80]!r}; give {FORMS}")
+
+
+def read_cache_stats(
+    option: str | None, rates: Rates, policy: Policy, predictions: Path | None = None
+) -> CacheStats | None:
+    """The statistics that the options ask for, of `batch_size` tokens and the policy's cache; None without --routing.
+
+    Raises:
+        WorkloadError: as `read_routing` and `routed_cache_stats`; a schedule without demand-fetched experts;
+            predictions that the policy's cache does not use.
+        PolicyError: an expert cache too small for a token's experts.
+    """
+    from hrm.predict.routing_source import routed_cache_stats
     from hrm.schedule.registry import placement_of
 
+    if predictions is not None and (option is None or policy.expert_cache != "predictive"):
+        raise WorkloadError("--predictions: need --routing with their trace, and a policy with expert_cache predictive")
     if option is None:
         return None
     if placement_of(policy).overlap != "on_demand":
         raise WorkloadError(
             f"--routing: schedule {policy.schedule} fetches experts before routing; leave it out, or use expert_cache"
         )
-    model, tokens, resident = rates.model, policy.batch_size, policy.weights_on_gpu
-    if option == "uniform":
-        return uniform_cache_stats(model, tokens, resident)
-    if option.startswith("zipf:"):
-        return zipf_cache_stats(model, tokens, resident, _exponent(option))
-    if option.endswith(".npz"):
-        return _replayed(Path(option), rates, policy)
-    raise WorkloadError(f"--routing: unknown form {option[:80]!r}; give {FORMS}")
+    return routed_cache_stats(read_routing(option, predictions, rates.model), rates.sizes, policy)
 
 
 def _exponent(option: str) -> float:
@@ -48,12 +74,3 @@ def _exponent(option: str) -> float:
         return float(option.removeprefix("zipf:"))
     except ValueError:
         raise WorkloadError(f"--routing: {option[:80]!r} has no number as its exponent; give {FORMS}") from None
-
-
-def _replayed(path: Path, rates: Rates, policy: Policy) -> CacheStats:
-    from hrm.predict.routing_replay import trace_cache_stats
-    from hrm.predict.routing_trace import load_routing_trace
-
-    trace = load_routing_trace(path, rates.model)
-    slots = math.floor(policy.weights_on_gpu * trace.num_experts + 1e-9)
-    return trace_cache_stats(trace, rates.model, policy.batch_size, slots, "lru")

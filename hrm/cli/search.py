@@ -9,8 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hrm.cli import options as opt
+from hrm.cli.routing_option import PredictionsOption
+from hrm.errors import WorkloadError
 
 if TYPE_CHECKING:
+    from hrm.predict.rates import Rates
+    from hrm.predict.routing_source import Routing
+    from hrm.search.crossover import Crossover
     from hrm.search.refine import Refined
     from hrm.search.search import SearchResult, Verification
 
@@ -31,12 +36,18 @@ def search(
     refine: Annotated[
         int, typer.Option(min=0, max=50, help="Simulate this many of the best policies and rank them again; 0: none.")
     ] = 0,
+    routing: Annotated[
+        str | None,
+        typer.Option(help="Also compare expert caches with streaming: uniform, zipf:EXPONENT, or a trace (.npz)."),
+    ] = None,
+    predictions: PredictionsOption = None,
     verify: Annotated[bool, typer.Option("--verify", help="Also enumerate every cell, and compare (slow).")] = False,
     json: opt.JsonOption = False,
 ) -> None:
     """Find the policy with the highest predicted generation throughput that fits in memory, proven optimal.
 
     The optimum is that of the roofs; --refine simulates the best of them, and saves the one that simulates fastest.
+    --routing simulates expert caches of every kind and size beside the best policy that streams, and saves the fastest.
 
     Without --model and --workload: mixtral-8x7b, and MT-Bench (prompts of 77 tokens on average, 418 at most, 128
     generated).
@@ -51,19 +62,38 @@ def search(
     rates = opt.read_rates(
         profile, model, opt.read_workload(workload, prompt_len, prompt_len_max, gen_len, padded), dtype, kv_dtype
     )
+    read = _read_routing(routing, predictions, rates)
     result = search_policy(rates, schedule, max(top, refine))
     refined = _refine(result, refine) if refine else ()
+    choice = _compare(result, read) if read is not None else None
     if output is not None:
-        save_policy(refined[0].policy if refined else result.policy, output)
+        best = refined[0].policy if refined else result.policy
+        save_policy((choice.points[-1].winner if choice else None) or best, output)
         print(f"Wrote {output}", file=sys.stderr)
     verification = _verify(result) if verify else None
     rows = sensitivity(result)
     if json:
-        print_json(search_report(result, rows, verification, refined))
+        print_json(search_report(result, rows, verification, refined, choice))
     else:
-        print_search(result, rows, verification, refined)
+        print_search(result, rows, verification, refined, choice)
     if verification is not None and not verification.agrees:
         raise typer.Exit(code=1)
+
+
+def _read_routing(option: str | None, predictions: Path | None, rates: Rates) -> Routing | None:
+    from hrm.cli.routing_option import read_routing
+
+    if option is None and predictions is not None:
+        raise WorkloadError("--predictions are of a routing trace; give that to --routing")
+    return None if option is None else read_routing(option, predictions, rates.model)
+
+
+def _compare(result: SearchResult, routing: Routing) -> Crossover:
+    from hrm.cli.progress import progress_bar
+    from hrm.search.choose_cache import cache_or_streaming
+
+    with progress_bar("batch sizes of caches simulated") as update:
+        return cache_or_streaming(result.rates, routing, result.schedule, update)
 
 
 def _refine(result: SearchResult, count: int) -> tuple[Refined, ...]:

@@ -1,9 +1,11 @@
 """The tables of `hrm search`."""
 
+from hrm.cli.crossover_tables import print_cache_choice
 from hrm.cli.output import print_table, print_text
 from hrm.cli.refined_table import print_refined
 from hrm.predict.prediction import MemoryPrediction
 from hrm.report.explain import describe_assumptions, describe_binding, describe_policy, describe_upgrade
+from hrm.search.crossover import Crossover
 from hrm.search.refine import Refined
 from hrm.search.search import Candidate, SearchResult, Verification
 from hrm.search.sensitivity import LABELS, Sensitivity
@@ -25,6 +27,7 @@ def print_search(
     rows: tuple[Sensitivity, ...],
     verification: Verification | None,
     refined: tuple[Refined, ...] = (),
+    choice: Crossover | None = None,
 ) -> None:
     """Everything about a search, for people."""
     _print_policy(result)
@@ -37,6 +40,8 @@ def print_search(
         _print_runner_ups(result)
     if refined:
         print_refined(refined)
+    if choice is not None:
+        print_cache_choice(choice)
     solver = result.solver
     print_text(
         f"Proven optimal in {solver.seconds:.2f} s: {solver.boxes_bounded} boxes bounded, {solver.cells_solved} cells "

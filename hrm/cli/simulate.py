@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hrm.cli import options as opt
+from hrm.cli.routing_option import PredictionsOption
 
 if TYPE_CHECKING:
     from hrm.predict.rates import Rates
     from hrm.report.simulation_report import SimulationResult
+    from hrm.schedule.build import CacheStats
     from hrm.spec.policy import Policy
 
 
@@ -32,6 +34,7 @@ def simulate(
     routing: Annotated[
         str | None, typer.Option(help="expert_cache only: uniform, zipf:EXPONENT, or a routing trace (.npz).")
     ] = None,
+    predictions: PredictionsOption = None,
     trace: Annotated[Path | None, typer.Option(help="Write a Chrome trace (JSON) that Perfetto opens.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write a Gantt chart: .png, .svg or .pdf.")] = None,
     graph: Annotated[Path | None, typer.Option(help="Write the task graph as text.")] = None,
@@ -39,6 +42,7 @@ def simulate(
 ) -> None:
     """Simulate a pass of a policy task by task: makespan, utilisation, critical path, and what the roofs promised."""
     from hrm.cli.output import check_figure, check_writable, print_json
+    from hrm.cli.routing_option import read_cache_stats
     from hrm.cli.simulate_tables import print_simulation
     from hrm.report.simulation_report import simulation_report
     from hrm.spec.policy_file import load_policy
@@ -48,7 +52,8 @@ def simulate(
     read = opt.read_workload(workload, prompt_len, prompt_len_max, gen_len, padded)
     rates = opt.read_rates(profile, model, read, dtype, kv_dtype)
     chosen = load_policy(policy) if policy else _best(rates, schedule, prefill)
-    result = _simulate(rates, chosen, prefill, requests, routing)
+    cache = read_cache_stats(routing, rates, chosen, predictions)
+    result = _simulate(rates, chosen, prefill, requests, cache)
     _write(result, trace, plot, graph)
     if json:
         print_json(simulation_report(result))
@@ -64,17 +69,16 @@ def _best(rates: Rates, schedule: str, prefill: bool) -> Policy:
 
 
 def _simulate(
-    rates: Rates, policy: Policy, prefill: bool, requests: int | None, routing: str | None
+    rates: Rates, policy: Policy, prefill: bool, requests: int | None, cache: CacheStats | None
 ) -> SimulationResult:
     from hrm.cli.progress import progress_bar
-    from hrm.cli.routing_option import read_cache_stats
     from hrm.predict.generation import simulate_generation
     from hrm.predict.requests import workload_requests
     from hrm.predict.simulate import Simulator
     from hrm.report.simulate_policy import simulate_policy
 
     rates = rates.for_chunk(policy.prefill_chunk_tokens)
-    simulator, cache, run = Simulator(rates), read_cache_stats(routing, rates, policy), None
+    simulator, run = Simulator(rates), None
     if requests is not None:
         with progress_bar("requests finished") as update:
             run = simulate_generation(simulator, policy, workload_requests(rates.workload, requests), cache, update)

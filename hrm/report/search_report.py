@@ -4,6 +4,8 @@ from dataclasses import asdict
 from typing import Any
 
 from hrm.predict.prediction import MemoryPrediction, Prediction
+from hrm.report.crossover_report import point_report
+from hrm.search.crossover import Crossover
 from hrm.search.refine import Refined
 from hrm.search.search import Candidate, SearchResult, Verification
 from hrm.search.sensitivity import Sensitivity
@@ -14,9 +16,10 @@ def search_report(
     rows: tuple[Sensitivity, ...],
     verification: Verification | None = None,
     refined: tuple[Refined, ...] = (),
+    choice: Crossover | None = None,
 ) -> dict[str, Any]:
-    """The whole result: inputs, policy, prediction, solver, runner-ups, sensitivity; verify and refined when they
-    ran.
+    """The whole result: inputs, policy, prediction, solver, runner-ups, sensitivity; verify, refined and the
+    comparison of expert caches with streaming when they ran.
     """
     report: dict[str, Any] = {
         "inputs": inputs_report(result),
@@ -46,6 +49,8 @@ def search_report(
             "enumerated_cells": verification.enumerated_cells,
             "relative_difference": verification.relative_difference,
         }
+    if choice is not None:
+        report["expert_caches"] = point_report(choice.points[-1])
     if refined:
         report["refined"] = [refined_report(entry) for entry in refined]
     return report

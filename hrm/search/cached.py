@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hrm.errors import PolicyError
 from hrm.predict.node import single_nodes
 from hrm.predict.rates import Rates
 from hrm.predict.routing_source import Routing, routed_cache_stats
@@ -25,6 +24,14 @@ from hrm.search.relaxation import Col, NodePrograms, node_programs
 from hrm.spec.policy import ExpertCacheMode, Policy
 
 STEPS = 8  # shares of slots tried are its fractions, and the largest that fits
+
+CACHE_NAMES: dict[ExpertCacheMode, str] = {
+    "rows": "resident rows",
+    "lru": "LRU cache",
+    "lfu": "LFU cache",
+    "static": "static cache",
+    "predictive": "predictive cache",
+}
 
 
 @dataclass(frozen=True)
