@@ -4,6 +4,7 @@ from hrm.predict.forms import Form, form
 from hrm.predict.node import Nodes
 from hrm.predict.rates import Rates
 from hrm.predict.shapes import cached_tokens
+from hrm.roofline.sizes import FP32
 from hrm.schedule.kept_prompts import kept_prompt_tokens
 from hrm.schedule.placement import Placement
 
@@ -73,6 +74,8 @@ def _prefill_activations(rates: Rates, placement: Placement, nodes: Nodes) -> Fo
     kept = 0.0 if placement.spills_hidden_states else rates.workload.prompt_len * sizes.hidden_bytes * devices
     if placement.stepwise or placement.overlap == "on_demand":
         kept = RESIDUAL_COPIES * rates.workload.prompt_len * sizes.hidden_bytes * devices
+    if placement.expert_cache != "rows":  # and their sums in fp32: every expert serves all chunks before it may go
+        kept += rates.workload.prompt_len * rates.model.hidden_size * FP32 * devices
     few = sizes.hidden_bytes * devices * kept_prompt_tokens(chunk) if placement.mixed_prefill else 0.0
     return form(len(nodes), ONE=work + piece + logits + earlier + few, N=decoding + kept)
 
