@@ -6,7 +6,9 @@ python benchmarks/expert_cache.py --synthetic qwen3-30b-a3b --profile this-machi
 Weights are random; which experts a token takes comes from the trace (`scaled_routing.py`), and so do the predictions,
 with the predictor's real mistakes. Modes: `load_everything` streams all experts of every layer; lru, lfu: fetched after
 the router; predictive: copied ahead by prediction and corrected; `units`: two batches in turns, as they come and
-regrouped by predicted paths. Every mode runs the same requests. Predicted: the simulator with the run's own counts.
+regrouped by predicted paths, so with twice the requests. A hit is an expert that has a slot when the router chooses it;
+late hits are those whose copy had yet to arrive. With --predictor its time is part of every pass. Predicted: the
+simulator with the run's own counts; it knows neither the predictor's time nor the host's wait for the routers.
 """
 
 import argparse
@@ -18,28 +20,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from gpu_machine import describe_machine
+from numpy.typing import NDArray
 from scaled_routing import scale_of, scaled_replay
 
 from hrm.errors import HrmError
 from hrm.predict.cache_plan import CacheCounts
+from hrm.predict.predicted_cache_stats import stats_of_counts
 from hrm.predict.routing_predictions import load_predictions
 from hrm.predict.routing_trace import load_routing_trace
 from hrm.predict.simulate import Simulator
-from hrm.schedule.build import CacheStats
 from hrm.search.search import make_rates
 from hrm.spec.hardware import load_profile
 from hrm.spec.policy import Policy
 from hrm.spec.units import parse_quantity
 from hrm.spec.workload import make_workload
+from runtime.batch import Batch
 from runtime.checkpoint.synthetic import SyntheticCheckpoint, synthetic_checkpoint
 from runtime.dtypes import torch_dtype
 from runtime.engine import Engine
+from runtime.experts.predictor import RoutingPredictor
+from runtime.experts.predictor_file import load_predictor
+from runtime.experts.predictor_inference import predict_paths
 from runtime.experts.replay import RoutingReplay
 from runtime.experts.units import Units
+from runtime.passes import Forecast
 from runtime.requests.random_prompts import random_requests
 from runtime.requests.request import Request, Sampling
+from runtime.sequences import SequenceTable
 
 MODES = ("load_everything", "lru", "lfu", "predictive", "units", "units_regrouped")
 
@@ -50,6 +60,7 @@ class Setting:
 
     model: SyntheticCheckpoint
     replay: RoutingReplay
+    forecast: Forecast
     prompt_lens: tuple[int, ...]
     gen_len: int
     batch: int
@@ -86,7 +97,7 @@ def run(mode: str, setting: Setting, simulator: Simulator, warmup: int) -> dict[
         units = Units(setting.batch, setting.replay.paths if mode == "units_regrouped" else None)
     on_gpu = setting.device.startswith("cuda")
     began = time.perf_counter()
-    engine = Engine(setting.model, policy, setting.device, setting.gpu_memory, forecast=setting.replay, units=units)
+    engine = Engine(setting.model, policy, setting.device, setting.gpu_memory, forecast=setting.forecast, units=units)
     loaded = time.perf_counter() - began
     with engine:
         engine.runner.replay = setting.replay
@@ -107,6 +118,7 @@ class DecodePass:
     seconds: float
     sequences: int
     counts: CacheCounts | None
+    late: int
     work: Any
 
 
@@ -114,14 +126,17 @@ def _decode_passes(engine: Engine, waiting: "deque[Request]", warmup: int) -> li
     passes: list[DecodePass] = []
     slots = engine.memory.slots
     while waiting or engine.table.active.any():
-        before = slots.cache.stats if slots is not None else None
+        before, late = (slots.cache.stats, slots.late) if slots is not None else (None, 0)
         began = time.perf_counter()
         engine.step(waiting)
         seconds, result = time.perf_counter() - began, engine.last_pass
         assert result is not None
         if not any(rows.is_prefill for rows in result.batch.rows):
             counts = slots.cache.stats.since(before) if slots is not None and before is not None else None
-            passes.append(DecodePass(seconds, len(result.slots), counts, result.batch.slice))
+            late = slots.late - late if slots is not None else 0
+            passes.append(DecodePass(seconds, len(result.slots), counts, late, result.batch.slice))
+    if len(passes) <= warmup:
+        raise HrmError(f"--warmup {warmup}: only {len(passes)} decode passes were run; raise --gen-len")
     return passes[warmup:]
 
 
@@ -142,6 +157,7 @@ def _cache(engine: Engine, passes: list[DecodePass]) -> dict[str, Any]:
     return {
         "slots": len(engine.memory.slots.memory) if engine.memory.slots is not None else 0,
         "hit_rate": totals["hits"] / totals["demanded"],
+        "late_share_of_hits": sum(p.late for p in passes) / max(1, totals["hits"]),
         "experts_per_pass": {name: total / len(counted) for name, total in totals.items()},
     }
 
@@ -157,29 +173,13 @@ def _predicted(engine: Engine, simulator: Simulator, policy: Policy, passes: lis
     """The simulation of the median pass's slice, with mean counts of all."""
     middle = sorted(passes, key=lambda p: p.seconds)[len(passes) // 2]
     counted = [p.counts for p in passes if p.counts is not None]
-    stats = cache_stats_of(counted, engine) if counted else None
+    stats = None
+    if counted:
+        total = CacheCounts(*(sum(getattr(c, name) for c in counted) for name in vars(counted[0])))
+        stats = stats_of_counts(total, len(counted), engine.config.num_experts, engine.layout.sizes.model)
     seconds = simulator.pass_seconds(policy, middle.work, stats)
     mean = statistics.fmean(p.seconds for p in passes)
     return {"predicted_seconds": seconds, "measured_seconds": mean, "error": seconds / mean - 1}
-
-
-def cache_stats_of(counted: list[CacheCounts], engine: Engine) -> CacheStats:
-    """Mean shares per layer: touched, in place without a copy, copied ahead, copied ahead for nothing."""
-    experts, moe = engine.config.num_experts, engine.config.moe_layers
-    totals = {name: sum(getattr(c, name) for c in counted) / len(counted) for name in vars(counted[0])}
-    ahead = totals["prefetched"] - totals["wasted"]
-    place, rows = 0, []
-    for has in moe:
-        if not has:
-            rows.append((0.0, 0.0, 0.0, 0.0))
-            continue
-        demanded = max(float(totals["demanded"][place]), 1e-9)
-        came = min(float(ahead[place]), float(totals["hits"][place]))
-        hit = (float(totals["hits"][place]) - came) / demanded
-        rows.append((demanded / experts, hit, came / demanded, float(totals["wasted"][place]) / experts))
-        place += 1
-    touched, hit_rate, prefetched, wasted = zip(*rows, strict=True)
-    return CacheStats(touched, hit_rate, prefetched, wasted)
 
 
 def make_setting(args: argparse.Namespace) -> Setting:
@@ -191,7 +191,21 @@ def make_setting(args: argparse.Namespace) -> Setting:
     replay, lengths = scaled_replay(trace, probabilities, scale, 2 * args.batch)
     prompts = tuple(max(1, length - args.gen_len) for length in lengths)
     limit = None if args.gpu_memory is None else parse_quantity(args.gpu_memory, "bytes", "--gpu-memory")
-    return Setting(model, replay, prompts, args.gen_len, args.batch, args.slots, args.device, limit)
+    forecast: Forecast = replay
+    if args.predictor is not None:
+        forecast = costed(replay, load_predictor(args.predictor, torch.device(args.device)).predictor)
+    return Setting(model, replay, forecast, prompts, args.gen_len, args.batch, args.slots, args.device, limit)
+
+
+def costed(replay: RoutingReplay, predictor: RoutingPredictor) -> Forecast:
+    """The recorded predictions, after the time that the predictor takes for as many tokens."""
+
+    def forecast(batch: Batch, table: SequenceTable) -> NDArray[np.float64] | None:
+        lengths = [int(at) + 1 for rows in batch.rows for at in rows.positions]
+        predict_paths(predictor, [np.ones(length, np.int64) for length in lengths], last_only=True)
+        return replay(batch, table)
+
+    return forecast
 
 
 def arguments() -> argparse.Namespace:
@@ -205,6 +219,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--gpu-memory", help="such as 8GiB; held to by the allocator")
     parser.add_argument("--trace", type=Path, required=True)
     parser.add_argument("--predictions", type=Path, help="of the trace (hrm predictor evaluate --predictions)")
+    parser.add_argument("--predictor", type=Path, help="run too, so that its time counts")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--slots", type=float, default=0.25, help="share of all experts")
     parser.add_argument("--gen-len", type=int, default=32)
@@ -234,9 +249,9 @@ def main() -> None:
         except (HrmError, torch.OutOfMemoryError) as error:
             modes[mode] = {"failed": str(error)}
             print(f"{mode}: failed: {error}", flush=True)
-            continue
-        hits = f", hit rate {found['hit_rate']:.1%}" if "hit_rate" in found else ""
-        print(f"{mode}: {found['tokens_per_s']:,.1f} tokens/s{hits}, predicted {found['error']:+.1%}", flush=True)
+        else:
+            hits = f", hit rate {found['hit_rate']:.1%}" if "hit_rate" in found else ""
+            print(f"{mode}: {found['tokens_per_s']:,.1f} tokens/s{hits}, predicted {found['error']:+.1%}", flush=True)
         if args.output:
             args.output.write_text(json.dumps(report, indent=1) + "\n")
 

@@ -37,6 +37,8 @@ def scale_of(trace: RoutingTrace, layers: int, experts: int, top_k: int) -> Scal
         WorkloadError: numbers that do not divide.
     """
     small, k = trace.num_experts, trace.experts.shape[2]
+    if k < 2:
+        raise WorkloadError("routing with top_k 1 cannot be carried over: the second choice spreads the first")
     copies = max(1, top_k // k)
     if (top_k != 1 and top_k % k) or experts % (copies * small):
         raise WorkloadError(

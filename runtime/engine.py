@@ -3,22 +3,18 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
-import numpy as np
 import torch
 
 from hrm.errors import HrmError
 from hrm.predict.timeline import Timeline
-from hrm.roofline.sizes import Sizes
 from hrm.spec.policy import Policy
-from hrm.spec.precision import Precision
 from runtime.checkpoint.source import WeightSource
 from runtime.device import make_device
-from runtime.dtypes import dtype_name
 from runtime.experts.recorder import RoutingRecorder
 from runtime.experts.units import Units
-from runtime.finishing import Detokenise, finish_reason, text_of
+from runtime.finishing import Detokenise, finish_reason, may_end, text_of
 from runtime.kv_need import kv_plan
-from runtime.layouts import PolicyLayout, lay_out
+from runtime.layouts import layout_of
 from runtime.load import load_memory
 from runtime.memory.kv_cache import empty_kv_cache, make_kv_cache
 from runtime.passes import Forecast, PassResult, PassRunner
@@ -26,7 +22,7 @@ from runtime.progress import EngineProgress, PassRecord
 from runtime.prompts import Prompt, Tokenise, as_requests, beyond_vocabulary
 from runtime.requests.request import Completion, Refusal, Request, Sampling
 from runtime.scheduler import admit, refusal
-from runtime.sequences import Slots, make_table
+from runtime.sequences import make_table
 
 _OUT_OF_MEMORY_ADVICE = (
     "the policy does not fit here; search with a profile of less memory_usable (hrm calibrate --gpu-memory), or lower "
@@ -167,16 +163,11 @@ class Engine:
         if result.logits is not None:
             for slot, logits in zip(result.slots.tolist(), result.logits, strict=True):
                 self._logits.setdefault(slot, []).append(logits)
-        return [done for slot in self._may_end(result.slots) if (done := self._finish(slot)) is not None]
-
-    def _may_end(self, slots: Slots) -> list[int]:
-        """Slots at their last token, at an end of sequence, or with strings that end them."""
-        table = self.table
-        ended = table.made[slots] >= table.target[slots]
-        ended |= np.isin(table.last[slots], self.config.eos_token_ids)
-        stops = [bool(r is not None and r.sampling.stop) for r in (table.requests[s] for s in slots.tolist())]
-        found: list[int] = slots[ended | np.array(stops, np.bool_)].tolist()
-        return found
+        return [
+            done
+            for slot in may_end(table, result.slots, self.config.eos_token_ids)
+            if (done := self._finish(slot)) is not None
+        ]
 
     def _finish(self, slot: int) -> Completion | None:
         table, request = self.table, self.table.requests[slot]
@@ -194,9 +185,3 @@ class Engine:
 def _first_sentences(error: Exception) -> str:
     """What was asked for and what there is, without PyTorch's advice on its allocator."""
     return ". ".join(str(error).split(". ")[:2]).rstrip(".")
-
-
-def layout_of(model: WeightSource, policy: Policy) -> PolicyLayout:
-    """How the policy lays out the model's memory. Raises PolicyError."""
-    name = dtype_name(model.config.dtype)
-    return lay_out(model.config, Sizes(model.spec, Precision(name, name, name, name)), policy)

@@ -2,7 +2,10 @@
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from runtime.requests.request import FinishReason, Sampling
+from runtime.sequences import SequenceTable, Slots
 
 Detokenise = Callable[[Sequence[int]], str]
 
@@ -25,6 +28,17 @@ def finish_reason(
     if sampling.stop and detokenise is not None and _is_stopped(sampling.stop, tokens, detokenise, full):
         return "stop"
     return "length" if full else None
+
+
+def may_end(table: SequenceTable, slots: Slots, eos: tuple[int, ...]) -> list[int]:
+    """Of slots that have just got a token: those at their last one, at an end of sequence, or with strings that end
+    them.
+    """
+    ended = table.made[slots] >= table.target[slots]
+    ended |= np.isin(table.last[slots], eos)
+    stops = [bool(r is not None and r.sampling.stop) for r in (table.requests[s] for s in slots.tolist())]
+    found: list[int] = slots[ended | np.array(stops, np.bool_)].tolist()
+    return found
 
 
 def text_of(sampling: Sampling, tokens: Sequence[int], eos: tuple[int, ...], detokenise: Detokenise | None) -> str:

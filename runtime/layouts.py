@@ -10,6 +10,9 @@ from hrm.schedule.placement import Placement
 from hrm.schedule.registry import placement_of
 from hrm.schedule.slice import MicroBatch, PassSlice, decode_slice
 from hrm.spec.policy import Policy
+from hrm.spec.precision import Precision
+from runtime.checkpoint.source import WeightSource
+from runtime.dtypes import dtype_name
 from runtime.memory.expert_layout import ExpertLayout, by_expert, by_rows
 from runtime.memory.paging import Paging, Region, lay_region, make_paging
 from runtime.models.config import ModelConfig
@@ -61,6 +64,12 @@ def lay_out(config: ModelConfig, sizes: Sizes, policy: Policy) -> PolicyLayout:
         experts = by_rows(config, resident, on_gpu, decode, prefill)
     region = lay_region(experts.host, config.hidden_size, config.dtype.itemsize)
     return PolicyLayout(sizes, policy, placement, experts, region)
+
+
+def layout_of(model: WeightSource, policy: Policy) -> PolicyLayout:
+    """How the policy lays out the model's memory. Raises PolicyError."""
+    name = dtype_name(model.config.dtype)
+    return lay_out(model.config, Sizes(model.spec, Precision(name, name, name, name)), policy)
 
 
 def _check(policy: Policy) -> None:

@@ -95,6 +95,8 @@ class PassRunner:
         self._carry(state)
         slots, tokens, logits = self._collect(state)
         self._record(state, table)
+        if self.memory.slots is not None:
+            self.memory.slots.end_pass()
         self.last_run.perform, self._last_slice = _nothing, batch.slice  # the state's tensors are not kept
         return PassResult(slots, tokens, logits, batch, time.perf_counter() - began)
 

@@ -109,8 +109,10 @@ class Pipeline:
             run.advance(task.resource)
 
     def _wait(self, index: int, task: Task, run: PassRun) -> None:
-        """For all that the task comes after. Prompts' hidden states are allocated once earlier ones are gone, not once
-        that is merely queued, so their load waits on the host.
+        """For all that the task comes after; of prefetched experts, whoever uses one waits for its slot.
+
+        Prompts' hidden states are allocated once earlier ones are gone, not once that is merely queued, so their load
+        waits on the host.
         """
         on_host = task.resource in HOST_LANES or (task.kind in LOADS and task.work.prompt_tokens > 0)
         for before, other, position in run.wiring.waits[index]:
@@ -119,5 +121,5 @@ class Pipeline:
             assert mark is not None
             if on_host:
                 self.device.host_wait(mark)
-            elif other not in HOST_LANES:
+            elif other not in HOST_LANES and run.wiring.graph.tasks[before].kind != Kind.EXPERT_PREFETCH:
                 self.device.order_after(mark)

@@ -10,10 +10,14 @@ from runtime_policies import KERNEL, RESIDENT, make_policy
 from tiny_checkpoints import save_tiny
 
 from hrm.errors import PolicyError, WorkloadError
+from hrm.predict.cache_plan import Fetch
+from hrm.predict.cache_replay import true_predictions
 from hrm.spec.policy import Policy
 from runtime.batch import Batch
 from runtime.checkpoint.checkpoint import Checkpoint
+from runtime.device import CpuDevice
 from runtime.engine import Engine
+from runtime.experts.cache import ExpertSlots
 from runtime.experts.recorder import RoutingRecorder
 from runtime.experts.replay import replay_of
 from runtime.experts.units import Units
@@ -66,6 +70,7 @@ def test_any_policy_and_size(
     tokens, logits = generated(model, policy_of(model, cache, count[slots]))
     assert tokens == expected[0]
     torch.testing.assert_close(logits, expected[1], atol=1e-4, rtol=0)
+    assert torch.equal(logits, generated(model, policy_of(model, "lru", whole))[1])  # to the last bit
 
 
 @pytest.mark.parametrize("kind", ["wrong", "nothing", "everything"])
@@ -96,6 +101,60 @@ def test_units_in_turns(model: Checkpoint, expected: tuple[list[tuple[int, ...]]
     assert tokens == expected[0]
     torch.testing.assert_close(logits, expected[1], atol=1e-4, rtol=0)
     assert (max(sizes) == 4 and min(sizes) > 2) if grouped else not sizes
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_a_pass_that_fails_leaves_no_expert_behind(
+    model: Checkpoint, expected: tuple[list[tuple[int, ...]], torch.Tensor], cache: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the cache has planned and nobody has copied is not in place for the next run."""
+    requests = [Request(str(i), (5 + i, 9, 7), Sampling(5, ignore_eos=True)) for i in range(4)]
+    policy, copies = policy_of(model, cache, 12), list[Fetch]()
+    real = ExpertSlots._copy
+
+    def fails(slots: ExpertSlots, device: CpuDevice, fetch: Fetch, by_kernel: bool) -> None:
+        copies.append(fetch)
+        if len(copies) == 9:
+            raise RuntimeError("the link is gone")
+        real(slots, device, fetch, by_kernel)
+
+    with Engine(model, policy, device="cpu") as engine:
+        with monkeypatch.context() as patch:
+            patch.setattr(ExpertSlots, "_copy", fails)
+            with pytest.raises(RuntimeError, match="link"):
+                list(engine.generate(requests))
+        again = {r.request.request_id: r.tokens for r in engine.generate(requests) if isinstance(r, Completion)}
+    with Engine(model, policy, device="cpu") as engine:
+        fresh = {r.request.request_id: r.tokens for r in engine.generate(requests) if isinstance(r, Completion)}
+    assert again == fresh and len(fresh) == 4
+
+
+def test_right_predictions_are_of_the_tokens_that_come_next(model: Checkpoint) -> None:
+    """The recording's own experts as predictions: what a decode pass is told is what its tokens then choose."""
+    prompts, first = [tuple(range(3, 3 + n)) for n in (9, 30, 4)], RoutingRecorder()
+    with Engine(model, policy_of(model, "lru", 8), device="cpu", recorder=first) as engine:
+        list(engine.generate(prompts, Sampling(6, ignore_eos=True)))
+    recorded = first.trace()
+    assert recorded is not None
+    replay = replay_of(recorded, true_predictions(recorded).astype(np.float16))
+    told: list[NDArray[np.float64]] = []
+
+    def forecast(batch: Batch, table: SequenceTable) -> NDArray[np.float64] | None:
+        told.append(demand := replay(batch, table))
+        return demand
+
+    with Engine(model, policy_of(model, "predictive", 12), device="cpu", forecast=forecast) as engine:
+        engine.runner.replay, second = replay, RoutingRecorder()
+        engine.runner.recorder = second
+        second.bind(model.spec)
+        list(engine.generate(prompts, Sampling(6, ignore_eos=True)))
+    followed = second.trace()
+    assert followed is not None and len(told) == 5
+    for step, demand in enumerate(told, 1):
+        chosen = np.zeros(demand.shape, np.bool_)
+        for row in followed.experts[followed.step == step]:
+            np.put_along_axis(chosen, row, True, axis=1)
+        assert (chosen == (demand > 0.5)).all()
 
 
 def test_recorded_routing_is_followed(model: Checkpoint) -> None:

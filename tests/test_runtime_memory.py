@@ -25,9 +25,8 @@ from hrm.schedule.task import Kind, Resource, Task
 from hrm.spec.policy import Policy
 from runtime.carrying import carry_key, next_base, recount
 from runtime.checkpoint.synthetic import SyntheticCheckpoint, synthetic_checkpoint
-from runtime.engine import layout_of
 from runtime.kernels.expert_ffn import add_slabs, combine, sort_tokens
-from runtime.layouts import PolicyLayout
+from runtime.layouts import PolicyLayout, layout_of
 from runtime.memory.dense_weights import DenseWeights, lay_unit, resident_units, view_unit
 from runtime.memory.expert_layout import GRANULES, ExpertLayout, Slab, by_expert, by_rows, page_borders, row_granule
 from runtime.memory.host_buffer import HostBuffer, host_tensor

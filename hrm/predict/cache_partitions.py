@@ -40,7 +40,7 @@ class LayerPartitions:
         self._pass += 1
         self.complete(0)
 
-    def prefetch(self, layer: int, limit: int | None) -> tuple[Fetch, ...]:
+    def prefetch(self, layer: int, limit: int | None, room: int | None) -> tuple[Fetch, ...]:
         """Nothing: these policies wait for the gate."""
         return ()
 

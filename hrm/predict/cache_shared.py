@@ -76,14 +76,15 @@ class SharedSlots:
         layers = np.arange(table.num_layers + 1)
         self._first_wanted = np.searchsorted(self._wanted // table.num_experts, layers).tolist()
 
-    def prefetch(self, layer: int, limit: int | None) -> tuple[Fetch, ...]:
-        """At most `limit` copies for layers from `layer` on, then for the next pass's first layers."""
+    def prefetch(self, layer: int, limit: int | None, room: int | None) -> tuple[Fetch, ...]:
+        """At most `limit` and `room` copies for layers from `layer` on, then for the next pass's first layers."""
         held = self._values[self._table.expert_in]
         least, floor = (MIN_PROBABILITY if limit is None else UNHURRIED), float(held.min())
+        most = min((number for number in (limit, room) if number is not None), default=self._table.num_slots)
         wanted = self._gaining(self._wanted[self._first_wanted[layer] :], floor, least)
-        if limit is None or len(wanted) < limit:
+        if len(wanted) < most:
             wanted = np.concatenate((wanted, self._gaining(self._wanted_in_next_pass(layer), floor, least)))
-        victims = smallest(held, len(wanted) if limit is None else min(limit, len(wanted)))
+        victims = smallest(held, min(most, len(wanted)))
         taken = worthier(self._values[wanted], held[victims])
         return self._table.put(wanted[taken], victims[: len(taken)], ahead=True)
 

@@ -73,21 +73,22 @@ class ExpertCache:
         self._policy.begin_pass(None if demand is None else _checked(demand, self._shape))
         self._gated = self._completed = 0
 
-    def prefetch(self, layer: int, limit: int | None = None) -> tuple[Fetch, ...]:
+    def prefetch(self, layer: int, limit: int | None = None, room: int | None = None) -> tuple[Fetch, ...]:
         """What to copy ahead now that all layers before `layer` are complete, most urgent first; predictive only.
 
-        limit: how many copies the link has time for until the next gate; None: any number. What is returned counts as
-        resident from now on, so a copy that is returned has to be made.
+        limit: how many copies the link has time for until the next gate; None: not known, so that a copy has to be
+        likelier to be worth its while. room: how many copies are asked for at most, however long they take. What is
+        returned counts as resident from now on, so a copy that is returned has to be made.
 
         Raises:
             ScheduleError: `layer` is not the first that is not complete.
-            PolicyError: a negative limit.
+            PolicyError: a negative limit or room.
         """
         if layer != self._completed:
             raise ScheduleError(f"expert cache: prefetch of layer {layer}, layer {self._completed} is to complete next")
-        if limit is not None and limit < 0:
-            raise PolicyError(f"expert cache: {limit} prefetches; the limit must be 0 or more")
-        return self._policy.prefetch(layer, limit)
+        if any(number is not None and number < 0 for number in (limit, room)):
+            raise PolicyError(f"expert cache: {limit} prefetches, room for {room}; both must be 0 or more")
+        return self._policy.prefetch(layer, limit, room)
 
     def gate(self, layer: int, touched: Sequence[int]) -> GatePlan:
         """How to compute the experts that a layer's router has chosen for the tokens of the pass.

@@ -32,7 +32,7 @@ def predicted_cache_stats(
         cache.begin_pass(batch_demand(predictions[rows]))
         _run_pass(cache, trace.experts[rows])
         filled = cache.stats if number == 0 else filled
-    return _statistics(cache.stats.since(filled), passes.num_passes - 1, trace.num_experts, model)
+    return stats_of_counts(cache.stats.since(filled), passes.num_passes - 1, trace.num_experts, model)
 
 
 def _run_pass(cache: ExpertCache, experts: NDArray[np.integer[Any]]) -> None:
@@ -43,8 +43,8 @@ def _run_pass(cache: ExpertCache, experts: NDArray[np.integer[Any]]) -> None:
         cache.complete(layer)
 
 
-def _statistics(counts: CacheCounts, passes: int, num_experts: int, model: ModelSpec) -> CacheStats:
-    """Ratios of totals; layers without routed experts count 0. A prefetched expert that is not used by the end counts
+def stats_of_counts(counts: CacheCounts, passes: int, num_experts: int, model: ModelSpec) -> CacheStats:
+    """Ratios of the totals of so many passes; layers without routed experts count 0. A prefetched expert that is not used by the end counts
     as wasted, so that every copy is counted once.
     """
     used = np.minimum(counts.prefetched - counts.wasted, counts.hits)

@@ -4,9 +4,10 @@ E experts, H hidden_size, I intermediate_size.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from threading import RLock
+from functools import partial
+from threading import Lock
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from runtime.memory.host_weights import ExpertStore
 from runtime.memory.slab_tensors import SlabTensors, view_slab
 from runtime.models.config import ModelConfig
 
-LOOKAHEAD_BYTES = 512 << 20  # copies under way ahead of need: some 10 ms of a fast link, less than a queue of all
+LOOKAHEAD_BYTES = 512 << 20  # copies under way ahead of need; what is queued beyond is decided with less knowledge
 
 
 @dataclass
@@ -32,15 +33,21 @@ class ExpertSlots:
     What a slot's next user waits for lies in `_written` and `_read`: marks of its latest copy and of its latest use.
     """
 
-    cache: ExpertCache
+    new_cache: Callable[[], ExpertCache]
     store: ExpertStore
     memory: Tensor
-    lock: RLock = field(default_factory=RLock)
+    cache: ExpertCache = field(init=False)
+    late: int = 0  # hits whose copies had yet to arrive when the router chose them
+    lock: Lock = field(default_factory=Lock)
+    _broken: bool = False  # a pass has begun and not ended: what the cache takes to be in place may not be
     _written: dict[int, Mark] = field(default_factory=dict)
     _read: dict[int, Mark] = field(default_factory=dict)
     _pending: list[Mark] = field(default_factory=list)
     _complete: int = 0
     _words: dict[int, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.cache = self.new_cache()
 
     @property
     def nbytes(self) -> int:
@@ -55,22 +62,31 @@ class ExpertSlots:
     def begin_pass(self, demand: NDArray[np.float64] | None) -> None:
         """demand: [MoE layers, E], probability that the pass chooses an expert; None: nothing is known."""
         with self.lock:
+            if self._broken:
+                self.cache = self.new_cache()
             self.cache.begin_pass(demand)
-            self._complete = 0
+            self._complete, self._broken = 0, True
+
+    def end_pass(self) -> None:
+        """Every copy that the cache counts on has been issued."""
+        self._broken = False
 
     def prefetch(self, device: CpuDevice | CudaDevice) -> None:
         """Copies on the current lane what is most urgent, as far as LOOKAHEAD_BYTES allow beside what is under way."""
         with self.lock:
             self._pending = [mark for mark in self._pending if not device.reached(mark)]
             room = max(1, LOOKAHEAD_BYTES // self.memory.shape[1]) - len(self._pending)
-            for fetch in self.cache.prefetch(self._complete, max(0, room)):
-                self.copy(device, fetch, by_kernel=False)
+            for fetch in self.cache.prefetch(self._complete, room=max(0, room)):
+                self._copy(device, fetch, by_kernel=False)
                 self._pending.append(self._written[fetch.slot])
 
-    def gate(self, layer: int, touched: Iterable[int]) -> GatePlan:
+    def gate(self, device: CpuDevice | CudaDevice, layer: int, touched: Iterable[int]) -> GatePlan:
         """How the experts that a layer's routers chose are computed."""
         with self.lock:
-            return self.cache.gate(layer, sorted(touched))
+            plan = self.cache.gate(layer, sorted(touched))
+            marks = (self._written.get(slot) for _, slot in plan.hits)
+            self.late += sum(mark is not None and not device.reached(mark) for mark in marks)
+            return plan
 
     def complete(self, layer: int) -> None:
         """The layer's experts are issued; whoever overwrites their slots waits for the marks of their use."""
@@ -81,16 +97,19 @@ class ExpertSlots:
     def copy(self, device: CpuDevice | CudaDevice, fetch: Fetch, by_kernel: bool) -> None:
         """An expert into its slot on the current lane, after whoever wrote or used the slot last."""
         with self.lock:
-            for mark in (self._written.get(fetch.slot), self._read.get(fetch.slot)):
-                if mark is not None:
-                    device.order_after(mark)
-            source, target = self._host(fetch), self.memory[fetch.slot]
-            if by_kernel and fetch.layer in self._gpu_words():
-                start, size = self._place(fetch)
-                read_by_kernel(self._words[fetch.layer][start // 8 : (start + size) // 8], target)
-            else:
-                target.copy_(source, non_blocking=True)
-            self._written[fetch.slot] = device.mark()
+            self._copy(device, fetch, by_kernel)
+
+    def _copy(self, device: CpuDevice | CudaDevice, fetch: Fetch, by_kernel: bool) -> None:
+        for mark in (self._written.get(fetch.slot), self._read.get(fetch.slot)):
+            if mark is not None:
+                device.order_after(mark)
+        source, target = self._host(fetch), self.memory[fetch.slot]
+        if by_kernel and fetch.layer in self._gpu_words():
+            start, size = self._place(fetch)
+            read_by_kernel(self._words[fetch.layer][start // 8 : (start + size) // 8], target)
+        else:
+            target.copy_(source, non_blocking=True)
+        self._written[fetch.slot] = device.mark()
 
     def await_copies(self, device: CpuDevice | CudaDevice, slots: Iterable[int]) -> None:
         """The current lane waits until the slots hold what was last copied to them."""
@@ -149,6 +168,6 @@ def make_slots(store: ExpertStore, config: ModelConfig, policy: Policy, device: 
         return None
     layers = len(store.host)
     count = math.floor(policy.weights_on_gpu * layers * config.num_experts + NO_SHARE)
-    cache = ExpertCache(layers, config.num_experts, count, policy.expert_cache, config.top_k)
+    new_cache = partial(ExpertCache, layers, config.num_experts, count, policy.expert_cache, config.top_k)
     size = store.region.starts[1]
-    return ExpertSlots(cache, store, torch.empty((count, size), dtype=torch.uint8, device=device))
+    return ExpertSlots(new_cache, store, torch.empty((count, size), dtype=torch.uint8, device=device))

@@ -13,15 +13,13 @@ from runtime.experts.predictor_metrics import top_k_mask
 from runtime.requests.request import Request
 from runtime.sequences import SequenceTable, Slots
 
-Key = tuple[int, int]  # a request's identity, and how many tokens it has made
-
 
 @dataclass
 class PathForecast:
     """Predicts the routing paths of sequences' latest tokens; each is predicted once, whoever asks first."""
 
     predictor: RoutingPredictor
-    _known: dict[int, tuple[Key, NDArray[np.float32]]] = field(default_factory=dict)  # by slot
+    _known: dict[int, tuple[Request, int, NDArray[np.float32]]] = field(default_factory=dict)  # by slot; tokens made
 
     def __call__(self, batch: Batch, table: SequenceTable) -> NDArray[np.float64]:
         """Probability [L, E] that some token of a decode pass chooses an expert."""
@@ -30,12 +28,17 @@ class PathForecast:
 
     def probabilities(self, table: SequenceTable, slots: Slots) -> NDArray[np.float32]:
         """Of each slot's latest token, [B, L, E]."""
-        wanted = {int(slot): _key(table, int(slot)) for slot in slots}
-        missing = [s for s, key in wanted.items() if s not in self._known or self._known[s][0] != key]
+        missing = [slot for slot in slots.tolist() if not self._knows(table, slot)]
         if missing:
             found = predict_paths(self.predictor, [_tokens(table, slot) for slot in missing], last_only=True)
-            self._known.update({s: (wanted[s], rows) for s, rows in zip(missing, found, strict=True)})
-        return np.stack([self._known[slot][1] for slot in wanted])
+            for slot, rows in zip(missing, found, strict=True):
+                self._known[slot] = (_request(table, slot), int(table.made[slot]), rows)
+        return np.stack([self._known[slot][2] for slot in slots.tolist()])
+
+    def _knows(self, table: SequenceTable, slot: int) -> bool:
+        """Whether the latest prediction of a slot is of its latest token."""
+        request, made, _ = self._known.get(slot, (None, 0, None))
+        return request is _request(table, slot) and made == table.made[slot]
 
     def paths(self, table: SequenceTable, slots: Slots) -> NDArray[np.bool_]:
         """The k most probable experts of each layer, [B, L, E]."""
@@ -46,10 +49,6 @@ def _request(table: SequenceTable, slot: int) -> Request:
     request = table.requests[slot]
     assert request is not None
     return request
-
-
-def _key(table: SequenceTable, slot: int) -> Key:
-    return id(_request(table, slot)), int(table.made[slot])
 
 
 def _tokens(table: SequenceTable, slot: int) -> NDArray[np.int64]:

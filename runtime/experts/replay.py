@@ -58,7 +58,8 @@ class RoutingReplay:
         """Predicted probability [L, E] that some token of a decode pass chooses an expert; None without predictions."""
         if self.probabilities is None:
             return None
-        return batch_demand(self._predicted(table, np.concatenate([rows.slots for rows in batch.rows])))
+        found = [self._predicted(table, rows.slots, rows.positions) for rows in batch.rows]
+        return batch_demand(np.concatenate(found))
 
     def paths(self, table: SequenceTable, slots: Slots) -> NDArray[np.bool_]:
         """Predicted paths of the slots' latest tokens, [B, L, E].
@@ -69,11 +70,14 @@ class RoutingReplay:
         if self.probabilities is None:
             raise WorkloadError("routing replay: has no predictions to regroup by; give them, or run without units")
         top_k = next(iter(self.experts.values())).shape[2]
-        return top_k_mask(self._predicted(table, slots).astype(np.float32), top_k)
+        return top_k_mask(self._predicted(table, slots, table.cached[slots]).astype(np.float32), top_k)
 
-    def _predicted(self, table: SequenceTable, slots: Slots) -> NDArray[np.float16]:
+    def _predicted(self, table: SequenceTable, slots: Slots, positions: Slots) -> NDArray[np.float16]:
+        """Of the tokens at these positions, whose experts the recording holds in the same rows."""
         assert self.probabilities is not None
-        return np.stack([self.probabilities[_name(table, int(s))][int(table.cached[s])] for s in slots])
+        return np.stack(
+            [self.probabilities[_name(table, int(s))][int(at)] for s, at in zip(slots, positions, strict=True)]
+        )
 
     def _at(self, table: SequenceTable, slot: int, position: int) -> NDArray[np.int64]:
         name = _name(table, slot)

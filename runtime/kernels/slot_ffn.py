@@ -1,10 +1,11 @@
-"""Routed experts that lie in slots: what those in place add to every token, wherever they lie.
+"""Routed experts that lie in slots: what those in place give for every token, wherever they lie.
 
 T tokens, k top_k, H hidden_size, I intermediate_size, R rows: (token, choice) pairs whose expert is in place.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ Ints = NDArray[np.int64]
 class SlotWeights:
     """The slots' matrices. expert(slot): one of them. stacked(first, last): [slots, 2 I, H] and [slots, H, I]."""
 
+    count: int
     expert: Callable[[int], SlabTensors]
     stacked: Callable[[int, int], tuple[Tensor, Tensor]]
 
@@ -41,6 +43,16 @@ class SlotRows:
         return SlotRows(self.pairs[a:b], self.slots[a:b])
 
 
+@dataclass(frozen=True)
+class Group:
+    """Rows of slots [first, last) on the device: pairs [r], and where each slot's rows end [slots] int32."""
+
+    first: int
+    last: int
+    pairs: Tensor
+    ends: Tensor
+
+
 def rows_in_slots(experts: Ints, slot_of: Mapping[int, int], num_experts: int) -> SlotRows:
     """experts [T, k] -> the pairs whose expert has a slot."""
     table = np.full(num_experts, -1, np.int64)
@@ -51,51 +63,53 @@ def rows_in_slots(experts: Ints, slot_of: Mapping[int, int], num_experts: int) -
     return SlotRows(order, slots[order])
 
 
-def add_slots(
-    out: Tensor, x: Tensor, weights: Tensor, rows: SlotRows, slots: SlotWeights, num_slots: int, staging: Staging
-) -> None:
-    """Adds the weighted outputs of the rows to out [T, H] fp32; x [T, H], weights [T, k] fp32.
+def bring_over(
+    rows: Mapping[int, SlotRows], num_slots: int, staging: Staging, device: torch.device
+) -> dict[int, list[Group]]:
+    """Rows by micro-batch, in groups that a grouped matmul takes, in one piece past the copy engine's queue.
 
-    Every pair has a place of its own in between, so that sums do not depend on the order of anything. staging: brings
-    the indices over; not to be used again before the device is through.
+    staging: not to be used again before the device is through.
     """
-    size, top_k = weights.shape
-    if not len(rows.pairs):
-        return
-    each = torch.zeros((size * top_k, x.shape[1]), dtype=torch.float32, device=x.device)  # [T k, H]
-    if goes_grouped(x.device, x.dtype) and slots.expert(0).slab.rows * x.element_size() % OPERAND_BYTES == 0:
-        _grouped(each, x, top_k, rows, slots, num_slots, staging)
-    else:
-        _one_by_one(each, x, top_k, rows, slots)
-    out += torch.bmm(weights.view(size, 1, top_k), each.view(size, top_k, -1)).view(size, -1)
+    upload, places = Upload(), []
+    for j, own in rows.items():
+        for first in range(0, num_slots, MOST_GROUPS):
+            last = min(first + MOST_GROUPS, num_slots)
+            part = own.between(first, last)
+            if len(part.pairs):
+                ends = np.searchsorted(part.slots, np.arange(first, last), side="right")
+                places.append((j, first, last, upload.add(part.pairs), upload.add(ends)))
+    sent = upload.send(staging, device)
+    found: dict[int, list[Group]] = {j: [] for j in rows}
+    for j, first, last, pairs, ends_at in places:
+        found[j].append(Group(first, last, view_of(sent, pairs), view_of(sent, ends_at).to(torch.int32)))
+    return found
 
 
-def _one_by_one(each: Tensor, x: Tensor, top_k: int, rows: SlotRows, slots: SlotWeights) -> None:
-    borders = np.flatnonzero(np.diff(rows.slots, prepend=-1))
-    for start, stop in zip(borders, [*borders[1:], len(rows.slots)], strict=True):
+def runs_grouped(x: Tensor, slots: SlotWeights) -> bool:
+    """Whether the device has grouped matmuls, and the experts' rows are aligned for them."""
+    aligned = slots.expert(0).slab.rows * x.element_size() % OPERAND_BYTES == 0
+    return goes_grouped(x.device, x.dtype) and aligned
+
+
+def fill_grouped(each: Tensor, x: Tensor, top_k: int, groups: list[Group], slots: SlotWeights) -> None:
+    """Each pair's output to its row of each [T k, H] fp32; x [T, H]. Slots without rows are empty groups."""
+    for group in groups:
+        gate_up, down = slots.stacked(group.first, group.last)
+        both = torch._grouped_mm(x[group.pairs // top_k], gate_up.transpose(1, 2), offs=group.ends)  # [r, 2 I]
+        gate, up = both.chunk(2, dim=-1)
+        each[group.pairs] = torch._grouped_mm(silu(gate) * up, down.transpose(1, 2), offs=group.ends).float()
+
+
+def fill_one_by_one(each: Tensor, x: Tensor, top_k: int, rows: SlotRows, slots: SlotWeights) -> None:
+    """The same, slot by slot."""
+    borders = [*np.flatnonzero(np.diff(rows.slots, prepend=-1)), len(rows.slots)]
+    for start, stop in pairwise(borders):
         pairs = torch.from_numpy(rows.pairs[start:stop]).to(x.device)
         matrices = slots.expert(int(rows.slots[start]))
         each[pairs] = expert_mlp(x[pairs // top_k], matrices.gate_up[0], matrices.down[0]).float()
 
 
-def _grouped(
-    each: Tensor, x: Tensor, top_k: int, rows: SlotRows, slots: SlotWeights, num_slots: int, staging: Staging
-) -> None:
-    """A few grouped matmuls, each over all slots of a range; slots without rows are empty groups."""
-    ranges = [(first, min(first + MOST_GROUPS, num_slots)) for first in range(0, num_slots, MOST_GROUPS)]
-    parts = [(first, last, own) for first, last in ranges if len((own := rows.between(first, last)).pairs)]
-    upload = Upload()
-    pairs_at = upload.add(rows.pairs)
-    ends_at = [
-        upload.add(np.searchsorted(own.slots, np.arange(first, last), side="right")) for first, last, own in parts
-    ]
-    sent = upload.send(staging, x.device)
-    pairs, start = view_of(sent, pairs_at), 0
-    for (first, last, own), place in zip(parts, ends_at, strict=True):
-        mine = pairs[start : start + len(own.pairs)]
-        start += len(own.pairs)
-        gate_up, down = slots.stacked(first, last)
-        ends = view_of(sent, place).to(torch.int32)
-        both = torch._grouped_mm(x[mine // top_k], gate_up.transpose(1, 2), offs=ends)  # [R, 2 I]
-        gate, up = both.chunk(2, dim=-1)
-        each[mine] = torch._grouped_mm(silu(gate) * up, down.transpose(1, 2), offs=ends).float()
+def weighted_sum(each: Tensor, weights: Tensor) -> Tensor:
+    """each [T k, H] fp32, weights [T, k] fp32 -> [T, H]."""
+    size, top_k = weights.shape
+    return torch.bmm(weights.view(size, 1, top_k), each.view(size, top_k, -1)).view(size, -1)

@@ -5,6 +5,7 @@ T tokens of a micro-batch, H hidden_size, N query heads, K key-value heads, D he
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import torch
@@ -82,6 +83,7 @@ class PassState:
     staged_kv: dict[Place, Tensor] = field(default_factory=dict)
     touched: dict[int, frozenset[int]] = field(default_factory=dict)
     earlier: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # slot -> K, V of a prompt's earlier parts
+    plan_lock: Lock = field(default_factory=Lock)  # of layer_plans: whoever makes one waits for the device
     layer_plans: dict[int, "LayerPlan"] = field(default_factory=dict)  # of experts in slots
     tokens: dict[int, Tensor] = field(default_factory=dict)
     logits: dict[int, Tensor] = field(default_factory=dict)

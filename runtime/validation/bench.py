@@ -10,9 +10,8 @@ from hrm.errors import HrmError
 from hrm.spec.policy import Policy
 from runtime.checkpoint.source import WeightSource
 from runtime.device import make_device
-from runtime.engine import layout_of
 from runtime.kv_need import kv_plan
-from runtime.layouts import PolicyLayout
+from runtime.layouts import PolicyLayout, layout_of
 from runtime.load import load_memory
 from runtime.memory.kv_cache import empty_kv_cache, make_kv_cache
 from runtime.model_memory import ModelMemory
