@@ -10,6 +10,15 @@ CachePolicy = Literal["lru", "lfu", "static", "predictive"]
 Key = tuple[int, int]  # MoE layer, expert
 
 
+LOOKAHEAD_BYTES = 64 << 20  # of experts copied ahead between two gates: enough that the link rests little, and few of
+# them displace what would have been used again (512 MiB moved three times the bytes of an LRU cache)
+
+
+def lookahead(expert_bytes: float) -> int:
+    """Experts that are copied ahead at a time."""
+    return max(1, int(LOOKAHEAD_BYTES / expert_bytes))
+
+
 @dataclass(frozen=True)
 class Fetch:
     """A copy of one expert into a slot; what the slot held is gone from then on."""

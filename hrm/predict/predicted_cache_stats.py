@@ -14,12 +14,17 @@ from hrm.spec.model import ModelSpec
 
 
 def predicted_cache_stats(
-    trace: RoutingTrace, model: ModelSpec, batch_size: int, num_slots: int, predictions: Probabilities
+    trace: RoutingTrace,
+    model: ModelSpec,
+    batch_size: int,
+    num_slots: int,
+    predictions: Probabilities,
+    room: int | None = None,
 ) -> CacheStats:
     """Replays decode passes, batched as in `trace_cache_stats`, through a predictive cache of `num_slots` in all.
 
-    The first pass fills the cache and is not counted. Leaves out how much the link can copy in time: whatever the cache
-    asks for is prefetched, and how long the pass waits for it is the simulator's to say.
+    The first pass fills the cache and is not counted. room: experts copied ahead per layer at most, as the runtime does
+    (`lookahead`); how long the pass waits for them is the simulator's to say.
 
     Raises:
         WorkloadError: as `decode_passes`. PolicyError: slots for fewer experts than a token chooses.
@@ -30,22 +35,23 @@ def predicted_cache_stats(
     filled = cache.stats
     for number, rows in enumerate(passes.batches()):
         cache.begin_pass(batch_demand(predictions[rows]))
-        _run_pass(cache, trace.experts[rows])
+        _run_pass(cache, trace.experts[rows], room)
         filled = cache.stats if number == 0 else filled
     return stats_of_counts(cache.stats.since(filled), passes.num_passes - 1, trace.num_experts, model)
 
 
-def _run_pass(cache: ExpertCache, experts: NDArray[np.integer[Any]]) -> None:
+def _run_pass(cache: ExpertCache, experts: NDArray[np.integer[Any]], room: int | None) -> None:
     """One pass; experts [T, L, k]."""
     for layer in range(experts.shape[1]):
-        cache.prefetch(layer)
+        cache.prefetch(layer, room=room)
         cache.gate(layer, np.unique(experts[:, layer]).tolist())
         cache.complete(layer)
 
 
 def stats_of_counts(counts: CacheCounts, passes: int, num_experts: int, model: ModelSpec) -> CacheStats:
-    """Ratios of the totals of so many passes; layers without routed experts count 0. A prefetched expert that is not used by the end counts
-    as wasted, so that every copy is counted once.
+    """Ratios of the totals of so many passes; layers without routed experts count 0.
+
+    A prefetched expert that is not used by the end counts as wasted, so that every copy is counted once.
     """
     used = np.minimum(counts.prefetched - counts.wasted, counts.hits)
     parts = (

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 from hrm.errors import WorkloadError
+from hrm.predict.cache_plan import lookahead
 from hrm.predict.predicted_cache_stats import predicted_cache_stats
 from hrm.predict.routing import uniform_cache_stats, zipf_cache_stats
 from hrm.predict.routing_lru import lru_hit_rate
@@ -98,7 +99,8 @@ def _replayed(routing: Routing, trace: RoutingTrace, sizes: Sizes, policy: Polic
     if policy.expert_cache == "predictive":
         if routing.predictions is None:
             raise WorkloadError("--routing: a predictive cache needs predictions of the trace; give --predictions")
-        return predicted_cache_stats(trace, model, batch, slots, routing.predictions)
+        room = lookahead(sizes.expert_page_bytes)
+        return predicted_cache_stats(trace, model, batch, slots, routing.predictions, room)
     # top_k slots are shared: a layer computes there what it has to fetch but not to keep
     per_layer = min(trace.num_experts, (slots - largest_top_k(sizes)) // model.num_moe_layers)
     return trace_cache_stats(trace, model, batch, per_layer, _REPLACED[policy.expert_cache])

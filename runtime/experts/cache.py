@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hrm.predict.cache_plan import lookahead
 from hrm.predict.expert_cache import ExpertCache, Fetch, GatePlan
 from hrm.spec.policy import Policy
 from runtime.device import CpuDevice, CudaDevice, Mark
@@ -22,8 +23,6 @@ from runtime.memory.expert_layout import NO_SHARE, Slab
 from runtime.memory.host_weights import ExpertStore
 from runtime.memory.slab_tensors import SlabTensors, view_slab
 from runtime.models.config import ModelConfig
-
-LOOKAHEAD_BYTES = 512 << 20  # copies under way ahead of need; what is queued beyond is decided with less knowledge
 
 
 @dataclass
@@ -72,10 +71,10 @@ class ExpertSlots:
         self._broken = False
 
     def prefetch(self, device: CpuDevice | CudaDevice) -> None:
-        """Copies on the current lane what is most urgent, as far as LOOKAHEAD_BYTES allow beside what is under way."""
+        """Copies on the current lane what is most urgent, as far as `lookahead` allows beside what is under way."""
         with self.lock:
             self._pending = [mark for mark in self._pending if not device.reached(mark)]
-            room = max(1, LOOKAHEAD_BYTES // self.memory.shape[1]) - len(self._pending)
+            room = lookahead(self.memory.shape[1]) - len(self._pending)
             for fetch in self.cache.prefetch(self._complete, room=max(0, room)):
                 self._copy(device, fetch, by_kernel=False)
                 self._pending.append(self._written[fetch.slot])
