@@ -29,7 +29,7 @@ from runtime.kernels.expert_ffn import add_slabs, combine, sort_tokens
 from runtime.layouts import PolicyLayout, layout_of
 from runtime.memory.dense_weights import DenseWeights, lay_unit, resident_units, view_unit
 from runtime.memory.expert_layout import GRANULES, ExpertLayout, Slab, by_expert, by_rows, page_borders, row_granule
-from runtime.memory.host_buffer import HostBuffer, host_tensor
+from runtime.memory.host_buffer import _SPARE, HostBuffer, host_tensor, kept_mappings
 from runtime.memory.host_weights import ExpertStore, load_experts, random_experts
 from runtime.memory.kv_cache import BLOCK, BlockPool, KvPlan, block_bytes, blocks_of, make_kv_cache
 from runtime.memory.paging import ALIGNMENT, Paging, aligned, lay_region, make_paging
@@ -519,6 +519,30 @@ def test_kv_cache_has_both_pools_in_every_layer() -> None:
 
 
 # --- CPU memory
+
+
+def test_mappings_serve_later_buffers_while_that_is_asked_for() -> None:
+    """Of nearly the same size; touched again they hold zeros; afterwards nothing is kept."""
+    with kept_mappings():
+        first = HostBuffer(100_000)
+        place = first.bytes.data_ptr()
+        first.bytes.fill_(7)
+        del first
+        again = HostBuffer(90_000)
+        assert again.bytes.data_ptr() == place and again.bytes.tolist() == [7] * 90_000
+        again.touch(2)
+        assert not again.bytes.any()
+        other = HostBuffer(90_000)
+        assert other.bytes.data_ptr() != place
+        del again
+        large = HostBuffer(1_000_000)  # nothing fits: what is kept is given up
+        assert large.nbytes == 1_000_000 and not _SPARE._mappings
+        del other
+        assert len(_SPARE._mappings) == 1
+        assert HostBuffer(20_000).bytes.numel() == 20_000 and not _SPARE._mappings[:-1]
+    assert not _SPARE._mappings
+    del large
+    assert not _SPARE._mappings
 
 
 @pytest.mark.parametrize("nbytes", [0, 1, 4096, 4097, 200_000])

@@ -1,7 +1,10 @@
 """CPU memory in large pieces: mapped, touched by many threads, page-locked in place."""
 
 import mmap
+import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +14,7 @@ from hrm.errors import HrmError
 
 PAGE = 4096
 TOUCH_PIECE = 64 << 20
+MOST_SLACK = 2.0  # times a buffer's size that a mapping kept from an earlier one may have
 
 
 def _cudart() -> Any:
@@ -18,16 +22,10 @@ def _cudart() -> Any:
     return torch.cuda.cudart()  # type: ignore[no-untyped-call]
 
 
-class HostBuffer:
-    """`nbytes` of CPU memory as a uint8 tensor [nbytes]; `lock` page-locks it where it lies.
+class _Mapping:
+    """Mapped memory, `whole` of it as uint8; used: it has served another buffer; locked: page-locked."""
 
-    PyTorch's pinned allocator rounds up to powers of two and copies in; mapping and registering does neither. Large
-    pages make the first touch cheaper where the system grants them.
-    """
-
-    def __init__(self, nbytes: int) -> None:
-        self.nbytes, self.locked = nbytes, False
-        size = max(PAGE, -(-nbytes // PAGE) * PAGE)
+    def __init__(self, size: int) -> None:
         try:
             self._map = mmap.mmap(-1, size)
         except (OSError, ValueError) as error:
@@ -36,14 +34,97 @@ class HostBuffer:
             ) from None
         if hasattr(mmap, "MADV_HUGEPAGE"):
             self._map.madvise(mmap.MADV_HUGEPAGE)
-        self._whole = torch.frombuffer(self._map, dtype=torch.uint8)
-        self.bytes: Tensor = self._whole[:nbytes]
+        with torch.inference_mode(False):  # a buffer made in a pass may serve one that is loaded outside of it
+            self.whole = torch.frombuffer(self._map, dtype=torch.uint8)
+        self.used = self.locked = False
+
+    def release(self) -> None:
+        """Before it is dropped."""
+        if self.locked:
+            _cudart().cudaHostUnregister(self.whole.data_ptr())
+            self.locked = False
+
+
+class _Spare:
+    """Mappings that nobody uses, kept for the next buffer of nearly their size; `keeps` while somebody wants that."""
+
+    def __init__(self) -> None:
+        self.keeps = False
+        self._mappings: list[_Mapping] = []
+        self._lock = threading.Lock()
+
+    def take(self, size: int) -> _Mapping | None:
+        """The smallest that does; where none does, all are given up, since their memory is needed."""
+        with self._lock:
+            fitting = [m for m in self._mappings if size <= len(m.whole) <= MOST_SLACK * size]
+            if fitting:
+                found = min(fitting, key=lambda mapping: len(mapping.whole))
+                self._mappings.remove(found)
+                return found
+            self._drop()
+            return None
+
+    def give(self, mapping: _Mapping) -> None:
+        """One that is not used any more."""
+        with self._lock:
+            if self.keeps:
+                mapping.used = True
+                self._mappings.append(mapping)
+            else:
+                mapping.release()
+
+    def clear(self) -> None:
+        """Nothing is kept any more."""
+        with self._lock:
+            self._drop()
+
+    def _drop(self) -> None:
+        for mapping in self._mappings:
+            mapping.release()
+        self._mappings.clear()
+
+
+_SPARE = _Spare()
+
+
+@contextmanager
+def kept_mappings() -> Iterator[None]:
+    """Within it, memory of buffers that are dropped serves later ones: the system need not give, and the driver not
+    page-lock, new pages, which takes longer than filling them.
+    """
+    _SPARE.keeps = True
+    try:
+        yield
+    finally:
+        _SPARE.keeps = False
+        _SPARE.clear()
+
+
+class HostBuffer:
+    """`nbytes` of CPU memory as a uint8 tensor [nbytes]; `lock` page-locks it where it lies.
+
+    PyTorch's pinned allocator rounds up to powers of two and copies in; mapping and registering does neither. Large
+    pages make the first touch cheaper where the system grants them. What it holds at first is not said.
+    """
+
+    def __init__(self, nbytes: int) -> None:
+        self.nbytes = nbytes
+        size = max(PAGE, -(-nbytes // PAGE) * PAGE)
+        self._mapping = _SPARE.take(size) or _Mapping(size)
+        self.bytes: Tensor = self._mapping.whole[:nbytes]
+
+    @property
+    def locked(self) -> bool:
+        """Whether it is page-locked."""
+        return self._mapping.locked
 
     def touch(self, threads: int) -> None:
-        """Has the system give every page now, by many threads, and not one by one during a run."""
-        pieces = range(0, len(self._whole), TOUCH_PIECE)
+        """Has the system give every page now, by many threads, and not one by one in a run; all bytes are 0 then."""
+        mapping, whole = self._mapping, self._mapping.whole
+        step = 1 if mapping.used else PAGE
+        pieces = range(0, len(whole), TOUCH_PIECE)
         with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(lambda at: self._whole[at : at + TOUCH_PIECE : PAGE].fill_(0), pieces))
+            list(pool.map(lambda at: whole[at : at + TOUCH_PIECE : step].fill_(0), pieces))
 
     def lock(self) -> None:
         """Page-locks the memory, so that copies to the GPU run at full speed and beside the CPU.
@@ -51,17 +132,21 @@ class HostBuffer:
         Raises:
             HrmError: the driver refuses (limits of locked memory).
         """
-        code = _cudart().cudaHostRegister(self._whole.data_ptr(), len(self._whole), 0)
+        mapping, whole = self._mapping, self._mapping.whole
+        if mapping.locked:
+            return
+        code = _cudart().cudaHostRegister(whole.data_ptr(), len(whole), 0)
         if int(code) != 0:
             raise HrmError(
-                f"CPU memory: the driver refuses to page-lock {len(self._whole):,} bytes ({code}); raise `ulimit -l`, "
+                f"CPU memory: the driver refuses to page-lock {len(whole):,} bytes ({code}); raise `ulimit -l`, "
                 "or use a policy with host_weights: pageable"
             )
-        self.locked = True
+        mapping.locked = True
 
     def __del__(self) -> None:
-        if getattr(self, "locked", False):
-            _cudart().cudaHostUnregister(self._whole.data_ptr())
+        mapping = getattr(self, "_mapping", None)
+        if mapping is not None:
+            _SPARE.give(mapping)
 
 
 def host_tensor(shape: tuple[int, ...], dtype: torch.dtype, lock: bool) -> tuple[Tensor, HostBuffer]:

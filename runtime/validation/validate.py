@@ -16,6 +16,7 @@ from runtime.checkpoint.source import WeightSource
 from runtime.checkpoint.synthetic import synthetic_checkpoint
 from runtime.device import choose_device
 from runtime.dtypes import dtype_name, torch_dtype
+from runtime.memory.host_buffer import kept_mappings
 from runtime.profile_limits import GPU_RESERVE, capped
 from runtime.validation.bench import Bench
 from runtime.validation.cases import Case, Plan, RatesAt, make_plan
@@ -79,7 +80,7 @@ def validate(options: ValidateOptions, progress: Progress, tell: Tell | None = N
     with progress("schedules searched") as update:
         plan = make_plan(options, rates, update)
     outcome = Outcome()
-    with progress("policies run") as update:
+    with progress("policies run") as update, kept_mappings():
         for result in _run_all(Bench(model, device.type, limit), plan, rates, options, update):
             outcome.add(result)
             if tell is not None:
