@@ -7,7 +7,7 @@ from typing import get_args
 from hrm.predict.cache_replay import replay
 from hrm.predict.routing_demand import PassDemand, pass_demand
 from hrm.predict.routing_predictions import Probabilities
-from hrm.predict.routing_replay import Replacement, _belady, _ranked
+from hrm.predict.routing_replay import Replacement, belady_hits, ranked_hits
 from hrm.predict.routing_trace import RoutingTrace
 
 SIZES = (1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8, 1.0)  # of a layer's experts
@@ -58,7 +58,7 @@ def hit_rates(
                 replays = (replay(trace, batch_size, n, "predictive", predictions, fetches_per_layer) for n in slots)
                 rates = [each.hit_rate for each in replays]
             else:
-                rates = [_hit_rate(demand, n, policy) for n in slots]
+                rates = [hit_rate_of(demand, n, policy) for n in slots]
             found.append(HitRates(policy, batch_size, slots, tuple(rates)))
             update(len(found), len(batch_sizes) * len(policies))
     return tuple(found)
@@ -71,7 +71,8 @@ def cache_sizes(trace: RoutingTrace) -> tuple[int, ...]:
     return tuple(sorted({max(least, round(share * trace.num_experts)) for share in SIZES}))
 
 
-def _hit_rate(demand: PassDemand, slots: int, policy: Replacement) -> float:
+def hit_rate_of(demand: PassDemand, slots: int, policy: Replacement) -> float:
+    """Hits over demanded experts of a cache that copies after the gate, the first pass left out."""
     touched = demand.touched
-    hits = _belady(touched, slots) if policy == "belady" else _ranked(touched, slots, policy)
+    hits = belady_hits(touched, slots) if policy == "belady" else ranked_hits(touched, slots, policy)
     return float(hits.sum() / touched[1:].sum())

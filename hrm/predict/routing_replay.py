@@ -41,7 +41,7 @@ def trace_cache_stats(
     if not 0 <= slots_per_layer <= trace.num_experts:
         raise WorkloadError(f"routing: {slots_per_layer} slots per layer must lie between 0 and {trace.num_experts}")
     demand = _demand(trace, batch_size)
-    hits = _belady(demand, slots_per_layer) if policy == "belady" else _ranked(demand, slots_per_layer, policy)
+    hits = belady_hits(demand, slots_per_layer) if policy == "belady" else ranked_hits(demand, slots_per_layer, policy)
     demanded = demand[1:].sum(axis=(0, 2))
     touched = iter((demanded / (len(demand) - 1) / trace.num_experts).tolist())
     hit_rate = iter((hits / demanded).tolist())
@@ -71,7 +71,7 @@ def _demand(trace: RoutingTrace, batch_size: int) -> _Mask:
     return demand
 
 
-def _ranked(demand: _Mask, slots: int, policy: Replacement) -> NDArray[np.int64]:
+def ranked_hits(demand: _Mask, slots: int, policy: Replacement) -> NDArray[np.int64]:
     """Hits per layer where a cache always holds the experts with the largest keys.
 
     It does: keys grow only when an expert is demanded, so one that has been outranked cannot come back unfetched.
@@ -117,7 +117,7 @@ def _largest(key: _Keys, slots: int) -> _Mask:
     return kept
 
 
-def _belady(demand: _Mask, slots: int) -> NDArray[np.int64]:
+def belady_hits(demand: _Mask, slots: int) -> NDArray[np.int64]:
     """Hits per layer with the experts kept that are needed soonest (of those held or just fetched)."""
     held = np.zeros_like(demand)
     if slots:
