@@ -3,8 +3,8 @@
 python benchmarks/expert_cache_quality.py --trace traces/test.npz --predictions predictions.npz --output FILE.json
 
 Hit rates: decode passes of 4 and 16 prompts, slots for a half and a quarter of the experts. `copies` is how many
-experts the link brings ahead from one gate to the next while the pass does not wait; an expert is a hit only if its copy
-was over by its gate. Belady knows the future and copies nothing ahead: with copies ahead a cache can pass it.
+experts the link brings ahead from one gate to the next while the pass does not wait; an expert is a hit only if its
+copy was over by its gate. Belady knows the future and copies nothing ahead: with copies ahead a cache can pass it.
 Regrouping: two adjacent batches by predicted paths, measured by the experts that they then touch.
 """
 
