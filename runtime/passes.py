@@ -13,6 +13,7 @@ from torch import Tensor
 from hrm.predict.timeline import Timeline
 from hrm.schedule.build import build_graph, page_plan
 from hrm.schedule.graph import TaskGraph
+from hrm.schedule.kept_prompts import keeps_prompts
 from hrm.schedule.slice import PassSlice
 from hrm.schedule.task import Resource, Task
 from runtime.batch import Batch, Rows
@@ -124,7 +125,8 @@ class PassRunner:
         """The graph; passes of the same structure share one, where its pages do not depend on how many tokens."""
         sizes, policy = self.layout.sizes, self.layout.policy
         on_demand = self.layout.placement.overlap == "on_demand"
-        key = (batch.structure, page_plan(sizes, batch.slice, policy) if on_demand else None)
+        kept = keeps_prompts(batch.slice, policy.prefill_chunk_tokens)
+        key = (batch.structure, kept, page_plan(sizes, batch.slice, policy) if on_demand else None)
         if key not in self._wirings:
             self._wirings[key] = Wiring(build_graph(sizes, batch.slice, policy))
             if len(self._wirings) > MOST_GRAPHS:

@@ -11,6 +11,11 @@ def gpu_reserve(limit: float) -> float:
     return min(GPU_RESERVE, limit // RESERVE_SHARE)
 
 
+def allocator_limit(usable: float) -> float:
+    """The limit that leaves `usable` bytes to a policy."""
+    return usable + min(GPU_RESERVE, usable / (RESERVE_SHARE - 1))
+
+
 def capped(profile: HardwareProfile, gpu_memory: float | None, cpu_memory: float | None = None) -> HardwareProfile:
     """The profile with no more usable memory than stated, in bytes; None leaves a memory as it is.
 

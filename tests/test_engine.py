@@ -16,9 +16,11 @@ from tiny_checkpoints import save_tiny
 import runtime.passes
 from hrm.errors import PolicyError
 from hrm.schedule.registry import placements, schedule_names
+from hrm.schedule.slice import MicroBatch, PassSlice
 from hrm.schedule.task import Kind
 from hrm.spec.policy import Policy
 from runtime import kv_need
+from runtime.batch import Batch
 from runtime.checkpoint.checkpoint import Checkpoint
 from runtime.checkpoint.tokenizer import load_tokenizer
 from runtime.engine import Engine
@@ -363,3 +365,14 @@ def test_after_a_failed_pass(
         with pytest.raises(OSError, match="no more memory"):
             list(engine.generate(requests(11)))
     assert tokens_of(engine, requests(11)) == greedy(directory)
+
+
+def test_passes_that_keep_their_prompts_share_no_graph_with_those_that_do_not(make: Callable[..., Engine]) -> None:
+    """Seven chunks of up to 1,280 tokens are 7,681 to 8,960, of which 8,192 are kept."""
+    policy = make_policy("auto", 3, 3, mixed_prefill=True, attention_place="hybrid", prefill_chunk_tokens=1280)
+    runner = make(policy).runner
+    decode = MicroBatch(sequences=3, context_len=4.0)
+    for tokens, spilled in ((1100, False), (1250, True), (1100, False)):
+        prompt = MicroBatch(prompt_tokens=tokens, prompts=11.0, prompt_len=100.0, prompt_len_sq=10_000.0)
+        graph = runner._wiring(Batch((), PassSlice((decode, *[prompt] * 7)))).graph
+        assert any(task.kind == Kind.HIDDEN_STORE for task in graph.tasks) == spilled

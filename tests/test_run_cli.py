@@ -341,6 +341,14 @@ def test_the_search_simulates_the_run_it_is_for() -> None:
     assert chosen.batch_size < 708 and speeds[0] > 1.1 * speeds[1]
 
 
+def test_a_single_request_has_a_policy() -> None:
+    """Where the schedule runs one sequence at all: CPU attention that overlaps takes two."""
+    rates = make_rates(load_profile("l4"), load_model("mixtral-8x7b"), load_workload("mtbench-questions"))
+    assert search_for(rates, "auto", [Asked(77, 16)]).batch_size == 1
+    with pytest.raises(HrmError, match="fastdecode has no policy for as few requests as 1"):
+        search_for(rates, "fastdecode", [Asked(77, 16)])
+
+
 def test_speed_and_time_left() -> None:
     from fake_engine import FakeProgress
 

@@ -1,13 +1,17 @@
 """Names of dtypes and devices, and profiles held to less memory."""
 
+import os
+
 import pytest
 import torch
 
 from hrm.errors import HrmError
+from hrm.schedule.task import Resource
 from hrm.spec.hardware import load_profile
-from runtime.device import choose_device, make_device
+from runtime.device import CpuDevice, choose_device, make_device
 from runtime.dtypes import DTYPES, dtype_name, torch_dtype
-from runtime.profile_limits import GPU_RESERVE, capped
+from runtime.profile_limits import GPU_RESERVE, allocator_limit, capped, gpu_reserve
+from runtime.threads import SPARE_CORES, compute_threads
 
 
 def test_names_of_dtypes() -> None:
@@ -48,3 +52,16 @@ def test_memories_held_to_less() -> None:
     assert capped(profile, 64e6).gpu.memory_usable.value == pytest.approx(62e6)  # a small limit, a small reserve
     assert less.cpu.memory_usable.value == pytest.approx(cpu / 4)
     assert capped(profile, gpu / 2).cpu == profile.cpu
+
+
+@pytest.mark.parametrize("limit", [64e6, 2**30, 8 * 2**30, 16 * 2**30])
+def test_the_allocators_limit_is_what_leaves_the_usable_memory(limit: float) -> None:
+    assert allocator_limit(limit - gpu_reserve(limit)) == pytest.approx(limit, rel=1e-6)
+
+
+def test_work_on_the_cpu_leaves_cores_to_those_that_feed_the_gpu() -> None:
+    cores = len(os.sched_getaffinity(0))
+    assert compute_threads() == max(1, cores - max(1, cores // SPARE_CORES))
+    before = torch.get_num_threads()
+    CpuDevice().begin_thread(Resource.CPU)
+    assert torch.get_num_threads() == before

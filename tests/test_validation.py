@@ -219,17 +219,25 @@ def test_a_failed_policy_is_recorded_and_the_rest_goes_on(tmp_path: Path, monkey
     assert [(left["label"], left["out_of_memory"]) for left in data["failed"]] == [("a, 2 x 2", True)]
 
 
-def test_interrupted_it_reports_what_has_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("where", ["while it runs", "between runs"])
+def test_interrupted_it_reports_what_has_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     import runtime.validation.validate as module
 
-    real = module.check_case
+    real, add = module.check_case, module.Outcome.add
 
     def stops_at_b(bench: Bench, case: Case, *rest: object) -> object:
         if case.label.startswith("b,"):
             raise KeyboardInterrupt
         return real(bench, case, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "check_case", stops_at_b)
+    def stops_after_a(outcome: module.Outcome, result: object) -> None:
+        add(outcome, result)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    if where == "while it runs":
+        monkeypatch.setattr(module, "check_case", stops_at_b)
+    else:
+        monkeypatch.setattr(module.Outcome, "add", stops_after_a)
     for name, n in (("a", 2), ("b", 3)):
         save_policy(make_policy("cgopipe", 2, n), tmp_path / f"{name}.yaml")
     config = write_config(tmp_path / "config.json")

@@ -76,7 +76,8 @@ def _prefill_activations(rates: Rates, placement: Placement, nodes: Nodes) -> Fo
         kept = RESIDUAL_COPIES * rates.workload.prompt_len * sizes.hidden_bytes * devices
     if placement.expert_cache != "rows":  # and their sums in fp32: every expert serves all chunks before it may go
         kept += rates.workload.prompt_len * rates.model.hidden_size * FP32 * devices
-    few = sizes.hidden_bytes * devices * kept_prompt_tokens(chunk) if placement.mixed_prefill else 0.0
+    waiting = sizes.hidden_bytes * devices + sizes.kv_layer_bytes_max * rates.kv_replication  # K and V to be stored
+    few = waiting * kept_prompt_tokens(chunk) if placement.mixed_prefill else 0.0
     return form(len(nodes), ONE=work + piece + logits + earlier + few, N=decoding + kept)
 
 

@@ -9,6 +9,7 @@ from hrm.predict.node import Nodes
 from hrm.predict.rates import Rates
 from hrm.predict.shapes import PassShape
 from hrm.roofline.operator import Quantity
+from hrm.schedule.kept_prompts import kept_prompt_tokens
 from hrm.schedule.placement import Placement
 
 
@@ -153,7 +154,7 @@ def _htod(rates: Rates, placement: Placement, shape: PassShape, nodes: Nodes) ->
     kv = share * sizes.kv_bytes_per_sequence(rates.workload.mean_context_len) * rates.kv_replication
     attended = share * sizes.attention_output_bytes
     tokens = tokens_per_sequence(rates, shape)
-    hidden = _spilled_bytes(rates, placement, shape)
+    hidden = _spilled_bytes(rates, placement, shape, nodes)
     experts = _host_expert_bytes(rates, placement, shape)
     moved = expert_bytes + form(
         len(nodes),
@@ -174,7 +175,7 @@ def _dtoh(rates: Rates, placement: Placement, shape: PassShape, nodes: Nodes) ->
     queried = share * sizes.attention_input_bytes
     stored = share * sizes.kv_bytes_per_token
     prefilled = prompt * sizes.kv_bytes_per_token
-    hidden = _spilled_bytes(rates, placement, shape)
+    hidden = _spilled_bytes(rates, placement, shape, nodes)
     moved = form(
         len(nodes),
         N=queried + prefilled + hidden + _host_expert_bytes(rates, placement, shape),
@@ -185,14 +186,18 @@ def _dtoh(rates: Rates, placement: Placement, shape: PassShape, nodes: Nodes) ->
     return moved, form(len(nodes), N=copies * rates.machine.link_latency("dtoh") / rates.machine.tensor_parallel_size)
 
 
-def _spilled_bytes(rates: Rates, placement: Placement, shape: PassShape) -> float:
-    """Hidden states of prefill that wait on the host between layers, per sequence and direction.
-
-    A pass that decodes too is taken to have few prompts, and to keep them.
+def _spilled_bytes(rates: Rates, placement: Placement, shape: PassShape, nodes: Nodes) -> Quantity:
+    """Hidden states of prefill that wait on the host between layers, per sequence and direction; none where a pass that
+    decodes too has few prompts.
     """
-    spills = placement.spills_hidden_states and not (placement.mixed_prefill and shape.decode_share)
-    layers = rates.model.num_layers - 1 if spills else 0
-    return shape.prefill_share * rates.workload.prompt_len * layers * rates.sizes.hidden_bytes
+    if not placement.spills_hidden_states:
+        return 0.0
+    prompt = shape.prefill_share * rates.workload.prompt_len
+    spilled = prompt * (rates.model.num_layers - 1) * rates.sizes.hidden_bytes
+    if not (placement.mixed_prefill and shape.decode_share):
+        return spilled
+    few = nodes.n_lo * prompt <= kept_prompt_tokens(rates.prefill_chunk_tokens) + 1  # a pass has whole tokens
+    return np.where(few, 0.0, spilled)
 
 
 def _host_expert_bytes(rates: Rates, placement: Placement, shape: PassShape) -> float:

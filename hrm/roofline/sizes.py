@@ -13,6 +13,7 @@ from hrm.spec.model import ModelSpec
 from hrm.spec.precision import Precision
 
 EXPERT_PIECE_BYTES = 64 << 20  # gate and up of all tokens for one piece of the experts' rows
+EXPERT_PIECE_ROWS = 512  # narrower pieces would not fill the GPU
 FP32 = 4
 
 
@@ -185,13 +186,13 @@ class Sizes:
 
     def expert_piece_bytes(self, tokens: Quantity) -> Quantity:
         """Peak bytes of gate, up and their product while `tokens` tokens go through a piece of the experts: the pieces
-        are cut so that gate and up stay below EXPERT_PIECE_BYTES.
+        are cut so that gate and up stay below EXPERT_PIECE_BYTES, but no narrower than EXPERT_PIECE_ROWS.
         """
-        widths = []
-        for layer in self.model.layers:
-            copies = layer.ffn.top_k if layer.ffn.is_moe else 1
-            widths.append(copies * 2 * layer.ffn.intermediate_size * self.precision.activation_bytes)
-        return 2 * np.minimum(EXPERT_PIECE_BYTES, tokens * max(widths))
+        copies = max(layer.ffn.top_k if layer.ffn.is_moe else 1 for layer in self.model.layers)
+        rows = max(layer.ffn.intermediate_size for layer in self.model.layers)
+        row_bytes = tokens * copies * 2 * self.precision.activation_bytes
+        least = row_bytes * min(EXPERT_PIECE_ROWS, rows)
+        return 2 * np.minimum(np.maximum(EXPERT_PIECE_BYTES, least), row_bytes * rows)
 
     @cached_property
     def logit_bytes(self) -> float:

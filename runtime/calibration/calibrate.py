@@ -38,10 +38,14 @@ def calibrate_machine(options: Options, progress: Progress) -> Calibration:
     shapes = shapes_of(load_model(options.model))
     device = choose_device(options.device)
     dtype = choose_dtype(options.dtype, device)
-    if device.type == "cuda":
-        torch.set_num_threads(compute_threads())  # as the runtime does
     machine = machine_facts(device, options.gpu_memory, options.cpu_memory)
     plan = make_plan(shapes, dtype, machine.gpu_usable, machine.cpu_usable, options.quick)
     if options.disk is not None:
         check_directory(options.disk, plan.file_bytes)
-    return measure(plan, machine, device, dtype, options.disk, progress)
+    threads = torch.get_num_threads()
+    try:
+        if device.type == "cuda":
+            torch.set_num_threads(compute_threads())  # as the runtime does
+        return measure(plan, machine, device, dtype, options.disk, progress)
+    finally:
+        torch.set_num_threads(threads)

@@ -46,7 +46,7 @@ def cpu_section(calibration: Calibration) -> dict[str, Any]:
     """The CPU and its DRAM, whose bandwidth CPU work and copies share."""
     machine, contention = calibration.machine, calibration.contention
     bandwidths = {
-        f"plain read with {machine.threads} threads": calibration.cpu_read.bytes_per_s.median,
+        "plain read with many threads": calibration.cpu_read.bytes_per_s.median,
         "decode attention and copies to the GPU together": contention.together,
         "decode attention alone": _streamed(calibration.cpu_decode),
         "weights of linear layers": _streamed(calibration.cpu_linear[calibration.dtype]),

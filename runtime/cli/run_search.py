@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 from hrm.cli.progress import progress_bar
-from hrm.errors import HrmError, PolicyError
+from hrm.errors import HrmError, InfeasibleError, PolicyError
 from hrm.predict.generation import simulate_generation
 from hrm.predict.rates import Rates
 from hrm.predict.requests import Request
@@ -28,18 +29,38 @@ def search_for(rates: Rates, schedule: str, requests: Sequence[Request]) -> Poli
     compared, each batch no larger than the requests.
 
     Raises:
-        InfeasibleError: nothing fits. UnknownNameError: an unknown schedule. HrmError: nothing fits these requests.
+        InfeasibleError: nothing fits. UnknownNameError: an unknown schedule. HrmError: nothing for so few requests.
     """
     result = search_policy(rates, schedule, MOST_KINDS)
+    best = result.candidates[:REFINED]
     with progress_bar("policies simulated") as update:
-        if all(ENDLESS * c.policy.batch_size <= len(requests) for c in result.candidates[:REFINED]):
-            return refine(result, update)[0].policy
+        if all(ENDLESS * candidate.policy.batch_size <= len(requests) for candidate in best):
+            return refine(replace(result, candidates=best), update)[0].policy
         mixed, apart = ([c.policy for c in result.candidates if c.policy.mixed_prefill is m] for m in (True, False))
-        return _best_run(rates, [*mixed[:REFINED], *apart[:REFINED]], requests, update)
+        found = _best_run(rates, [*mixed[:REFINED], *apart[:REFINED]], requests, update)
+    if found is None:  # cut so far down, none of them fits: some take two micro-batches at the least
+        return _smallest(rates, schedule, len(requests))
+    return found
 
 
-def _best_run(rates: Rates, policies: Sequence[Policy], requests: Sequence[Request], update: Update) -> Policy:
-    """By simulation of the run; of each policy, the number of micro-batches that simulates best for one batch."""
+def _smallest(rates: Rates, schedule: str, num_requests: int) -> Policy:
+    """The best policy of batches no larger than that.
+
+    Raises:
+        HrmError: the schedule has none.
+    """
+    try:
+        return search_policy(rates, schedule, batch_limit=num_requests).candidates[0].policy
+    except InfeasibleError:
+        raise HrmError(
+            f"schedule {schedule} has no policy for as few requests as {num_requests} here; use --schedule auto"
+        ) from None
+
+
+def _best_run(rates: Rates, policies: Sequence[Policy], requests: Sequence[Request], update: Update) -> Policy | None:
+    """By simulation of the run; of each policy, the number of micro-batches that simulates best for one batch. None
+    where no policy fits.
+    """
     speed: dict[Policy, float] = {}
     for i, policy in enumerate(policies):
         cut = _best_batch(rates, cut_policies(policy, len(requests)))
@@ -48,9 +69,7 @@ def _best_run(rates: Rates, policies: Sequence[Policy], requests: Sequence[Reque
             with suppress(HrmError):  # a request that its micro-batches have no room for
                 speed[cut] = simulate_generation(simulator, cut, requests).generation_throughput
         update(i + 1, len(policies))
-    if not speed:
-        raise HrmError("no policy of the search fits these requests; give --policy FILE")
-    return max(speed, key=lambda policy: speed[policy])
+    return max(speed, key=lambda policy: speed[policy]) if speed else None
 
 
 def _best_batch(rates: Rates, policies: Iterator[Policy]) -> Policy | None:

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, silu
 
-from hrm.roofline.sizes import EXPERT_PIECE_BYTES
+from hrm.roofline.sizes import EXPERT_PIECE_BYTES, EXPERT_PIECE_ROWS
 from runtime.memory.slab_tensors import SlabTensors
 
 OPERAND_BYTES = 16  # rows of a grouped matmul's operands begin at multiples of this
-MIN_ROWS = 512  # narrower pieces would not fill the GPU
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def _slab_parts(tokens: SortedTokens, weights: SlabTensors) -> Iterator[Tensor]:
         yield _expert_by_expert(tokens, weights)
         return
     most = EXPERT_PIECE_BYTES // (2 * itemsize * max(1, len(tokens.x)))
-    step = max(MIN_ROWS, most // MIN_ROWS * MIN_ROWS)
+    step = max(EXPERT_PIECE_ROWS, most // EXPERT_PIECE_ROWS * EXPERT_PIECE_ROWS)
     for start in range(0, rows, step):
         stop = min(start + step, rows)
         hidden = _gated(tokens, weights.gate_up, rows, start, stop)  # [T k, r]

@@ -17,7 +17,7 @@ from runtime.checkpoint.synthetic import synthetic_checkpoint
 from runtime.device import choose_device
 from runtime.dtypes import dtype_name, torch_dtype
 from runtime.memory.host_buffer import kept_mappings
-from runtime.profile_limits import GPU_RESERVE, capped
+from runtime.profile_limits import allocator_limit, capped
 from runtime.validation.bench import Bench
 from runtime.validation.cases import Case, Plan, RatesAt, make_plan
 from runtime.validation.check import CheckedRun, check_case
@@ -81,10 +81,16 @@ def validate(options: ValidateOptions, progress: Progress, tell: Tell | None = N
         plan = make_plan(options, rates, update)
     outcome = Outcome()
     with progress("policies run") as update, kept_mappings():
-        for result in _run_all(Bench(model, device.type, limit), plan, rates, options, update):
-            outcome.add(result)
-            if tell is not None:
-                tell(result.check if isinstance(result, CheckedRun) else result)
+        bench = Bench(model, device.type, limit)
+        try:
+            for result in _run_all(bench, plan, rates, options, update):
+                outcome.add(result)
+                if tell is not None:
+                    tell(result.check if isinstance(result, CheckedRun) else result)
+        except KeyboardInterrupt:
+            left = plan.cases[len(outcome.runs) + len(outcome.failed) :]
+            outcome.failed += [_not_run(case, "interrupted") for case in left]
+        bench.forget()
     report = ValidationReport(
         model=model.config.name,
         num_layers=model.config.num_layers,
@@ -101,18 +107,13 @@ def validate(options: ValidateOptions, progress: Progress, tell: Tell | None = N
 def _run_all(
     bench: Bench, plan: Plan, rates: RatesAt, options: ValidateOptions, update: Update
 ) -> Iterator[CheckedRun | NotRun]:
-    """Results one by one; interrupted, those that are left are not run."""
+    """Results one by one."""
     for done, case in enumerate(plan.cases, 1):
-        try:
-            result = _attempt(bench, case, rates[case.context_len], options)
-        except KeyboardInterrupt:
-            yield from (_not_run(left, "interrupted") for left in plan.cases[done - 1 :])
-            break
+        result = _attempt(bench, case, rates[case.context_len], options)
         yield result
         if isinstance(result, NotRun):
             bench.forget()
         update(done, len(plan.cases))
-    bench.forget()
 
 
 def _attempt(bench: Bench, case: Case, rates: Rates, options: ValidateOptions) -> CheckedRun | NotRun:
@@ -156,5 +157,5 @@ def machine_profile(options: ValidateOptions, device: torch.device) -> tuple[Har
     profile = capped(profile, options.gpu_memory_limit, options.cpu_memory_limit)
     usable = profile.gpu.memory_usable.value
     if device.type == "cuda" and is_emulated(device, usable):
-        return profile, usable + GPU_RESERVE if options.gpu_memory_limit is None else options.gpu_memory_limit
+        return profile, allocator_limit(usable) if options.gpu_memory_limit is None else options.gpu_memory_limit
     return profile, None
