@@ -10,6 +10,7 @@ from runtime.checkpoint.synthetic import SyntheticCheckpoint
 from runtime.device import CpuDevice, CudaDevice
 from runtime.experts.cache import make_slots
 from runtime.kernels.cpu_attention import attention_backend
+from runtime.kernels.cpu_experts import experts_backend
 from runtime.layouts import PolicyLayout
 from runtime.memory.dense_weights import DenseWeights, lay_unit
 from runtime.memory.host_weights import ExpertStore, load_experts, random_experts
@@ -50,7 +51,7 @@ def load_memory(
     kv = empty_kv_cache(lock)
     final = final_norm.to(torch_device)
     threads = compute_threads()
-    attention_backend()  # compiled now, not in the first pass
+    attention_backend(), experts_backend()  # compiled now, not in the first pass
     slots = make_slots(experts, config, layout.policy, torch_device)
     return ModelMemory(config, model.family, torch_device, experts, dense, embedding, final, pool, kv, threads, slots)
 

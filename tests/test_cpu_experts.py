@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 from torch import Tensor  # noqa: E402
 from torch.nn.functional import silu  # noqa: E402
 
-from runtime.kernels import cpu_experts  # noqa: E402
+from runtime.kernels import cpu_experts, expert_ffn  # noqa: E402
 from runtime.kernels.compile import FLAGS, build_library, find_compiler, processor  # noqa: E402
 from runtime.kernels.cpu_experts import (  # noqa: E402
     SOURCE,
@@ -23,7 +23,10 @@ from runtime.kernels.cpu_experts import (  # noqa: E402
     experts_backend,
     few_token_experts,
 )
-from runtime.kernels.expert_ffn import expert_mlp  # noqa: E402
+from runtime.kernels.expert_ffn import add_slabs, sort_tokens  # noqa: E402
+from runtime.kernels.expert_mlp import expert_mlp  # noqa: E402
+from runtime.memory.expert_layout import Slab  # noqa: E402
+from runtime.memory.slab_tensors import SlabTensors  # noqa: E402
 
 needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler")
 BACKENDS = [pytest.param("compiled", marks=needs_compiler), "torch"]
@@ -220,3 +223,27 @@ def test_matrices_that_do_not_fit_have_no_addresses() -> None:
     for gate_up, down in ((torch.zeros(6, 4), torch.zeros(4, 2)), (torch.zeros(4, 8)[:, ::2], torch.zeros(4, 2))):
         with pytest.raises(ValueError, match=r"expected \[2 I, H\]"):
             addresses(gate_up, down)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_slabs_of_experts_take_it_where_rows_are_few(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some experts, some of their rows; tokens that choose experts outside the slab get nothing from it."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(9, 40, generator=generator).to(dtype)
+    chosen = torch.rand(9, 6, generator=generator).topk(2).indices
+    slab = Slab(1, 5, 8, 32)
+    gate_up = (torch.randn(4, 48, 40, generator=generator) / 6).to(dtype)
+    down = (torch.randn(4, 40, 24, generator=generator) / 5).to(dtype)
+    tokens = sort_tokens(x, chosen, torch.ones(9, 2), 6)
+    found = add_slabs(None, tokens, [SlabTensors(slab, gate_up, down)])
+    monkeypatch.setattr(expert_ffn, "FEW_ROWS", -1)
+    called: list[object] = []
+    monkeypatch.setattr(expert_ffn, "few_token_experts", lambda *words: called.append(words))
+    wanted = add_slabs(None, tokens, [SlabTensors(slab, gate_up, down)])
+    assert found is not None and wanted is not None and not called
+    tolerance = 1e-5 if dtype == torch.float32 else 0.02
+    torch.testing.assert_close(found, wanted.float(), rtol=tolerance, atol=tolerance)
+    monkeypatch.setattr(expert_ffn, "FEW_ROWS", 8)
+    add_slabs(None, tokens, [SlabTensors(slab, gate_up, down)])
+    assert len(called) == 1

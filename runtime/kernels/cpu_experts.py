@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from runtime.kernels.compile import build_library
-from runtime.kernels.expert_ffn import expert_mlp
+from runtime.kernels.expert_mlp import expert_mlp
 
 Backend = Literal["compiled", "torch", "auto"]
 Ints = NDArray[np.int64]

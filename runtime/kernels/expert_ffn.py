@@ -8,13 +8,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, silu
+from torch.nn.functional import silu
 
 from hrm.roofline.sizes import EXPERT_PIECE_BYTES, EXPERT_PIECE_ROWS
+from runtime.kernels.cpu_experts import addresses, experts_backend, few_token_experts
+from runtime.kernels.expert_mlp import expert_mlp
 from runtime.memory.slab_tensors import SlabTensors
 
+FEW_ROWS = 8  # per expert: with more, PyTorch's products gain from their blocking
 OPERAND_BYTES = 16  # rows of a grouped matmul's operands begin at multiples of this
 
 
@@ -100,6 +104,8 @@ def _gated(tokens: SortedTokens, gate_up: Tensor, rows: int, start: int, stop: i
 
 def _expert_by_expert(tokens: SortedTokens, weights: SlabTensors) -> Tensor:
     """[T k, H]; rows of experts outside the slab are zero."""
+    if _has_few_rows(tokens):
+        return _few_rows(tokens, weights)
     y, slab = torch.zeros_like(tokens.x), weights.slab
     ends = tokens.host_ends
     for at, expert in enumerate(range(slab.first_expert, slab.last_expert)):
@@ -109,7 +115,22 @@ def _expert_by_expert(tokens: SortedTokens, weights: SlabTensors) -> Tensor:
     return y
 
 
-def expert_mlp(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    """x [T, H], gate_up [2 I, H], down [H, I] -> [T, H]."""
-    gate, up = linear(x, gate_up).chunk(2, dim=-1)
-    return linear(silu(gate) * up, down)
+def _has_few_rows(tokens: SortedTokens) -> bool:
+    """Whether experts run on the CPU with so few rows each that reading their weights is all the work."""
+    if tokens.x.device.type != "cpu" or tokens.counts is None or not len(tokens.x):
+        return False
+    return max(tokens.counts) <= FEW_ROWS and experts_backend() == "compiled"
+
+
+def _few_rows(tokens: SortedTokens, weights: SlabTensors) -> Tensor:
+    """[T k, H] fp32; each sorted row is a token of its own to the kernel."""
+    slab, ends = weights.slab, np.array([0, *tokens.host_ends])
+    experts = np.arange(slab.first_expert, slab.last_expert)
+    listed = experts[ends[experts + 1] > ends[experts]]
+    pairs = np.arange(ends[slab.first_expert], ends[slab.last_expert])
+    starts = np.array([0, *(ends[listed + 1] - ends[slab.first_expert])], np.int64)
+    places = [addresses(weights.gate_up[e - slab.first_expert], weights.down[e - slab.first_expert]) for e in listed]
+    y = torch.zeros(tokens.x.shape, dtype=torch.float32)
+    where = np.array(places, np.int64).reshape(-1, 2)
+    few_token_experts(tokens.x, pairs, starts, where, slab.rows, y, torch.get_num_threads())
+    return y

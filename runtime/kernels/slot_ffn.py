@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import silu
 
-from runtime.kernels.expert_ffn import OPERAND_BYTES, expert_mlp, goes_grouped
+from runtime.kernels.expert_ffn import OPERAND_BYTES, goes_grouped
+from runtime.kernels.expert_mlp import expert_mlp
 from runtime.memory.slab_tensors import SlabTensors
 from runtime.memory.staging import Staging, Upload, view_of
 
