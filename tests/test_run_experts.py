@@ -104,5 +104,7 @@ def test_predictions_are_made_once_and_change_no_token(
 
 
 def test_a_token_scheduler_needs_a_predictor(hrm: Invoke) -> None:
-    code, _, err = hrm("run", "--synthetic", "mixtral-tiny", "--num-requests", "1", "--token-scheduler")
+    code, _, err = hrm(
+        "run", "--synthetic", "mixtral-tiny", "--num-requests", "1", "--profile", "t4", "--token-scheduler"
+    )
     assert code == 1 and "--token-scheduler goes by predicted paths" in err
