@@ -1,7 +1,6 @@
 """One pass after the other: graph, tables, prefetched pages carried over, tokens out."""
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -11,9 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hrm.predict.timeline import Timeline
-from hrm.schedule.build import build_graph, page_plan
+from hrm.schedule.build import build_graph
 from hrm.schedule.graph import TaskGraph
-from hrm.schedule.kept_prompts import keeps_prompts
 from hrm.schedule.slice import PassSlice
 from hrm.schedule.task import Resource, Task
 from runtime.batch import Batch, Rows
@@ -33,9 +31,8 @@ from runtime.tables import make_tables
 from runtime.tasks.registry import FUNCTIONS
 from runtime.tasks.state import Carried, PassState
 from runtime.tasks.weights import fetch_page
-from runtime.wiring import Wiring
+from runtime.wirings import Wirings
 
-MOST_GRAPHS = 64
 Forecast = Callable[[Batch, SequenceTable], NDArray[np.float64] | None]
 
 
@@ -72,10 +69,10 @@ class PassRunner:
     _carried: Carried = field(default_factory=Carried)
     _carried_for: object = None
     _last_slice: PassSlice | None = None
-    _wirings: OrderedDict[object, Wiring] = field(default_factory=OrderedDict)
+    wirings: Wirings = field(init=False)
 
     def __post_init__(self) -> None:
-        self._pipeline = Pipeline(self.device)
+        self._pipeline, self.wirings = Pipeline(self.device), Wirings(self.layout)
 
     def run(self, table: SequenceTable) -> PassResult:
         """Everybody in flight takes part. Raises HrmError or OSError where a task fails."""
@@ -83,7 +80,7 @@ class PassRunner:
         batch = form_batch(table, self.layout.policy)
         _reserve(table, batch, self.memory)
         with torch.inference_mode(), self.device.lane(Resource.GPU):
-            wiring = self._wiring(batch)
+            wiring = self.wirings.of(batch)
             state = self._state(batch, table, wiring.graph)
             state.replayed = self._replayed(batch, table)
             self._prime(state)
@@ -120,19 +117,6 @@ class PassRunner:
     def close(self) -> None:
         """Ends the threads."""
         self._pipeline.close()
-
-    def _wiring(self, batch: Batch) -> Wiring:
-        """The graph; passes of the same structure share one, where its pages do not depend on how many tokens."""
-        sizes, policy = self.layout.sizes, self.layout.policy
-        on_demand = self.layout.placement.overlap == "on_demand"
-        kept = keeps_prompts(batch.slice, policy.prefill_chunk_tokens)
-        key = (batch.structure, kept, page_plan(sizes, batch.slice, policy) if on_demand else None)
-        if key not in self._wirings:
-            self._wirings[key] = Wiring(build_graph(sizes, batch.slice, policy))
-            if len(self._wirings) > MOST_GRAPHS:
-                self._wirings.popitem(last=False)
-        self._wirings.move_to_end(key)
-        return self._wirings[key]
 
     def _state(self, batch: Batch, table: SequenceTable, graph: TaskGraph) -> PassState:
         paging = self.layout.paging(graph.pages, batch.slice.decodes)

@@ -374,5 +374,5 @@ def test_passes_that_keep_their_prompts_share_no_graph_with_those_that_do_not(ma
     decode = MicroBatch(sequences=3, context_len=4.0)
     for tokens, spilled in ((1100, False), (1250, True), (1100, False)):
         prompt = MicroBatch(prompt_tokens=tokens, prompts=11.0, prompt_len=100.0, prompt_len_sq=10_000.0)
-        graph = runner._wiring(Batch((), PassSlice((decode, *[prompt] * 7)))).graph
+        graph = runner.wirings.of(Batch((), PassSlice((decode, *[prompt] * 7)))).graph
         assert any(task.kind == Kind.HIDDEN_STORE for task in graph.tasks) == spilled
