@@ -24,15 +24,35 @@ class DecodePasses:
         rows = self.rows[np.argsort(self.pass_of, kind="stable")]
         yield from np.split(rows, np.cumsum(np.bincount(self.pass_of))[:-1])
 
+    def touched(self, trace: RoutingTrace) -> NDArray[np.bool_]:
+        """Whether a pass's tokens choose an expert: [passes, MoE layers, experts]."""
+        experts = trace.experts[self.rows]
+        touched = np.zeros((self.num_passes, experts.shape[1], trace.num_experts), dtype=np.bool_)
+        for layer in range(experts.shape[1]):
+            touched[self.pass_of[:, None], layer, experts[:, layer]] = True
+        return touched
+
 
 def decode_passes(trace: RoutingTrace, batch_size: int) -> DecodePasses:
+    """As `batched_passes`, and at least two of them: the first fills a cache.
+
+    Raises:
+        WorkloadError: a batch that is empty or larger than the trace, or fewer than two passes.
+    """
+    passes = batched_passes(trace, batch_size)
+    if passes.num_passes < 2:
+        raise WorkloadError("routing: the trace has one decode pass, which only fills the cache; record more steps")
+    return passes
+
+
+def batched_passes(trace: RoutingTrace, batch_size: int) -> DecodePasses:
     """Decode steps in batches of `batch_size` prompts, as `trace_cache_stats` takes them.
 
     Prompts in the order of their numbers; a last, incomplete batch is left out, a prompt that ends early leaves its
     batch.
 
     Raises:
-        WorkloadError: a batch that is empty or larger than the trace, or fewer than two passes.
+        WorkloadError: a batch that is empty or larger than the trace.
     """
     decoding = np.flatnonzero(trace.step > 0)
     prompts, place = np.unique(trace.prompt[decoding], return_inverse=True)
@@ -45,6 +65,4 @@ def decode_passes(trace: RoutingTrace, batch_size: int) -> DecodePasses:
     whole = batch < len(prompts) // batch_size
     rows, step = decoding[whole], trace.step[decoding[whole]].astype(np.int64)
     passes, pass_of = np.unique(batch[whole] * (step.max() + 1) + step, return_inverse=True)
-    if len(passes) < 2:
-        raise WorkloadError("routing: the trace has one decode pass, which only fills the cache; record more steps")
     return DecodePasses(rows, pass_of, len(passes))

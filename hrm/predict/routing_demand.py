@@ -38,11 +38,8 @@ def pass_demand(trace: RoutingTrace, batch_size: int) -> PassDemand:
         WorkloadError: as `decode_passes`.
     """
     passes = decode_passes(trace, batch_size)
-    experts = trace.experts[passes.rows]
-    touched = np.zeros((passes.num_passes, experts.shape[1], trace.num_experts), dtype=np.bool_)
-    for layer in range(experts.shape[1]):
-        touched[passes.pass_of[:, None], layer, experts[:, layer]] = True
-    return PassDemand(batch_size, np.bincount(passes.pass_of), touched, choice_frequency(experts, trace.num_experts))
+    chosen = choice_frequency(trace.experts[passes.rows], trace.num_experts)
+    return PassDemand(batch_size, np.bincount(passes.pass_of), passes.touched(trace), chosen)
 
 
 def choice_frequency(experts: NDArray[np.integer[Any]], num_experts: int) -> NDArray[np.float64]:

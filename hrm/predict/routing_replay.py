@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrm.errors import WorkloadError
+from hrm.predict.decode_passes import decode_passes
 from hrm.predict.routing_trace import RoutingTrace, check_trace
 from hrm.schedule.build import CacheStats
 from hrm.spec.model import ModelSpec
@@ -40,7 +41,7 @@ def trace_cache_stats(
         raise WorkloadError(f"routing: unknown cache policy {policy!r}; known: {', '.join(get_args(Replacement))}")
     if not 0 <= slots_per_layer <= trace.num_experts:
         raise WorkloadError(f"routing: {slots_per_layer} slots per layer must lie between 0 and {trace.num_experts}")
-    demand = _demand(trace, batch_size)
+    demand = decode_passes(trace, batch_size).touched(trace)
     hits = belady_hits(demand, slots_per_layer) if policy == "belady" else ranked_hits(demand, slots_per_layer, policy)
     demanded = demand[1:].sum(axis=(0, 2))
     touched = iter((demanded / (len(demand) - 1) / trace.num_experts).tolist())
@@ -49,26 +50,6 @@ def trace_cache_stats(
     return CacheStats(
         tuple(next(touched) if has else 0.0 for has in routed), tuple(next(hit_rate) if has else 0.0 for has in routed)
     )
-
-
-def _demand(trace: RoutingTrace, batch_size: int) -> _Mask:
-    """Whether a pass's tokens choose an expert: [passes, MoE layers, experts]."""
-    prompts, place = np.unique(trace.prompt[trace.step > 0], return_inverse=True)
-    if not 1 <= batch_size <= len(prompts):
-        raise WorkloadError(
-            f"routing: the trace has {len(prompts)} prompts with decode steps, a batch {batch_size}; record at least a "
-            "whole batch or choose a smaller one"
-        )
-    batch = place // batch_size
-    whole = batch < len(prompts) // batch_size
-    experts, step = trace.experts[trace.step > 0][whole], trace.step[trace.step > 0][whole].astype(np.int64)
-    passes, pass_of = np.unique(batch[whole] * (step.max() + 1) + step, return_inverse=True)
-    if len(passes) < 2:
-        raise WorkloadError("routing: the trace has one decode pass, which only fills the cache; record more steps")
-    demand = np.zeros((len(passes), experts.shape[1], trace.num_experts), dtype=np.bool_)
-    for layer in range(experts.shape[1]):
-        demand[pass_of[:, None], layer, experts[:, layer]] = True
-    return demand
 
 
 def ranked_hits(demand: _Mask, slots: int, policy: Replacement) -> NDArray[np.int64]:

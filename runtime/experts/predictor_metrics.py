@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrm.errors import WorkloadError
+from hrm.predict.decode_passes import batched_passes
 from hrm.predict.routing_trace import RoutingTrace
 
 Probabilities = NDArray[np.floating[Any]]
@@ -160,15 +161,4 @@ def pass_rows(trace: RoutingTrace, batch_size: int) -> Iterator[NDArray[np.int64
     Raises:
         WorkloadError: see there.
     """
-    rows = np.flatnonzero(trace.step > 0)
-    prompts, place = np.unique(trace.prompt[rows], return_inverse=True)
-    if not 1 <= batch_size <= len(prompts):
-        raise WorkloadError(
-            f"routing: the trace has {len(prompts)} prompts with decode steps, a batch {batch_size}; record at least a "
-            "whole batch or choose a smaller one"
-        )
-    batch, step = place // batch_size, trace.step[rows]
-    rows, batch, step = (array[batch < len(prompts) // batch_size] for array in (rows, batch, step))
-    order = np.lexsort((step, batch))
-    borders = np.flatnonzero((np.diff(batch[order]) != 0) | (np.diff(step[order]) != 0)) + 1
-    yield from np.split(rows[order], borders)
+    return batched_passes(trace, batch_size).batches()
