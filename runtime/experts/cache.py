@@ -6,7 +6,7 @@ E experts, H hidden_size, I intermediate_size.
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from threading import Lock
 
 import numpy as np
@@ -53,7 +53,7 @@ class ExpertSlots:
         """GPU memory."""
         return self.memory.numel()
 
-    @property
+    @cached_property
     def moe_layers(self) -> list[int]:
         """The model's layers that have experts, in order."""
         return sorted(self.store.host)
