@@ -178,6 +178,9 @@ def test_built_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert build_library(source) == first and first.library.stat().st_mtime_ns == written
     source.write_text('extern "C" int seven() { return 8; }')
     assert build_library(source).library != first.library
+    rebuilt = build_library(source)
+    source.with_name("part.h").write_text("// a header beside it\n")
+    assert build_library(source).library != rebuilt.library
     assert len(list(first.library.parent.iterdir())) == 2  # nothing left over from building
 
 

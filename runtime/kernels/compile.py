@@ -1,5 +1,6 @@
-"""Builds a C++ file into a shared library, once per source, flags, compiler and processor."""
+"""Builds a C++ file into a shared library, once per source, headers, flags, compiler and processor; loads it."""
 
+import ctypes
 import hashlib
 import os
 import platform
@@ -34,6 +35,18 @@ def build_library(source: Path, flags: tuple[str, ...] = FLAGS) -> Build:
         return Build(None, f"{compiler} could not build {source}: {error}")
 
 
+def load_library(source: Path) -> tuple[ctypes.CDLL | None, str]:
+    """The library of a C++ file, ready to be called; or None and why there is none."""
+    build = build_library(source)
+    if build.library is None:
+        return None, build.failure
+    try:
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin take cores from those that feed the GPU
+        return ctypes.CDLL(str(build.library)), ""
+    except OSError as error:
+        return None, f"{build.library} cannot be loaded: {error}"
+
+
 def find_compiler() -> str | None:
     """$CXX if set, else the first of the usual names that is on the path."""
     wanted = os.environ.get("CXX")
@@ -49,7 +62,8 @@ def cache_directory() -> Path:
 def build_key(source: Path, compiler: str, flags: tuple[str, ...]) -> str:
     """Hash of all that the library depends on; -march=native makes the processor part of it."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=BUILD_SECONDS, check=True)
-    parts = (source.read_text(), " ".join(flags), version.stdout, processor())
+    texts = (file.read_text() for file in (source, *sorted(source.parent.glob("*.h"))))
+    parts = (*texts, " ".join(flags), version.stdout, processor())
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hrm.errors import UnknownNameError
-from runtime.kernels.compile import build_library
+from runtime.kernels.compile import load_library
 from runtime.kernels.cpu_attention_reference import sdpa_decode_attention
 
 Backend = Literal["compiled", "sdpa", "auto"]
@@ -150,11 +150,4 @@ def _library() -> ctypes.CDLL | None:
 
 @cache
 def _load() -> tuple[ctypes.CDLL | None, str]:
-    build = build_library(SOURCE)
-    if build.library is None:
-        return None, build.failure
-    try:
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin take cores from those that feed the GPU
-        return ctypes.CDLL(str(build.library)), ""
-    except OSError as error:
-        return None, f"{build.library} cannot be loaded: {error}"
+    return load_library(SOURCE)

@@ -4,7 +4,6 @@ T tokens, k top_k, H hidden_size, I intermediate_size, E' listed experts, R rows
 """
 
 import ctypes
-import os
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from runtime.kernels.compile import build_library
+from runtime.kernels.compile import load_library
 from runtime.kernels.expert_mlp import expert_mlp
 
 Backend = Literal["compiled", "torch", "auto"]
@@ -152,11 +151,4 @@ def _compiled_experts(
 
 @cache
 def _load() -> tuple[ctypes.CDLL | None, str]:
-    build = build_library(SOURCE)
-    if build.library is None:
-        return None, build.failure
-    try:
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin take cores from those that feed the GPU
-        return ctypes.CDLL(str(build.library)), ""
-    except OSError as error:
-        return None, f"{build.library} cannot be loaded: {error}"
+    return load_library(SOURCE)
