@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hrm.cli import options as opt
+from runtime.cli import expert_options as experts
 
 if TYPE_CHECKING:
     from hrm.spec.policy import Policy
@@ -56,15 +57,9 @@ def run(
     dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; default: the checkpoint's.")] = None,
     trace: Annotated[Path | None, typer.Option(help="Write the last pass as a Chrome trace (JSON).")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write the last pass as a Gantt chart: .png, .svg, .pdf.")] = None,
-    trace_routing: Annotated[
-        Path | None, typer.Option(help="Write which experts every token chose (.npz); hrm routing reads it.")
-    ] = None,
-    predictor: Annotated[
-        Path | None, typer.Option(help="Routing-path predictor (hrm predictor train), for a predictive expert cache.")
-    ] = None,
-    token_scheduler: Annotated[
-        bool, typer.Option("--token-scheduler", help="Two batches in flight, regrouped by the experts they will touch.")
-    ] = False,
+    trace_routing: experts.TraceRoutingOption = None,
+    predictor: experts.PredictorOption = None,
+    token_scheduler: experts.TokenSchedulerOption = False,
     json: opt.JsonOption = False,
 ) -> None:
     """Run a model under a policy: every finished request is a line of --output at once, and --resume continues.

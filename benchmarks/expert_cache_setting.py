@@ -1,0 +1,87 @@
+"""What the modes of `expert_cache.py` share: model, recorded routing and predictions, requests, policies."""
+
+import argparse
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scaled_routing import scale_of, scaled_replay
+
+from hrm.predict.routing_predictions import load_predictions
+from hrm.predict.routing_trace import load_routing_trace
+from hrm.spec.policy import Policy
+from hrm.spec.units import parse_quantity
+from runtime.batch import Batch
+from runtime.checkpoint.synthetic import SyntheticCheckpoint, synthetic_checkpoint
+from runtime.dtypes import torch_dtype
+from runtime.experts.predictor import RoutingPredictor
+from runtime.experts.predictor_file import load_predictor
+from runtime.experts.predictor_inference import predict_paths
+from runtime.experts.replay import RoutingReplay
+from runtime.passes import Forecast
+from runtime.requests.random_prompts import random_requests
+from runtime.requests.request import Request, Sampling
+from runtime.sequences import SequenceTable
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all modes share. prompt_lens: of the requests, of which each generates gen_len tokens."""
+
+    model: SyntheticCheckpoint
+    replay: RoutingReplay
+    forecast: Forecast
+    prompt_lens: tuple[int, ...]
+    gen_len: int
+    batch: int
+    slots: float
+    device: str
+    gpu_memory: float | None
+
+
+def policy_of(mode: str, setting: Setting) -> Policy:
+    """Attention and KV cache on the GPU; experts as the mode has them."""
+    cache = "predictive" if mode.startswith("units") else mode
+    loads = mode == "load_everything"
+    size = setting.batch
+    return Policy(
+        schedule="layer_streaming" if loads else "expert_cache", batch_size=size, micro_batch_size=size,
+        ffn_batch_size=size, attention_on_gpu=1.0, experts_on_gpu=1.0, weights_on_gpu=0.0 if loads else setting.slots,
+        kv_on_gpu=1.0, dense_weights_on_gpu=1.0, weights_on_disk=0.0, attention_place="resident",
+        ffn_batching="micro_batch", mixed_prefill=False, prefill_chunk_tokens=1024, page_pool_bytes=0.0,
+        tensor_parallel_size=1, hidden_states_by="kernel", expert_cache="rows" if loads else cache,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def requests_of(setting: Setting, count: int) -> list[Request]:
+    """Random prompts of the recorded lengths."""
+    sampling = Sampling(setting.gen_len, ignore_eos=True)
+    entries = random_requests(setting.prompt_lens, count, setting.model.config.vocab_size, sampling)
+    return [Request(str(i), e.prompt, sampling) for i, e in enumerate(entries) if isinstance(e.prompt, tuple)]
+
+
+def make_setting(args: argparse.Namespace) -> Setting:
+    """Model, routing and requests."""
+    model = synthetic_checkpoint(args.synthetic, args.layers, 0, torch_dtype(args.dtype) if args.dtype else None)
+    trace, config = load_routing_trace(args.trace, None), model.config
+    probabilities = None if args.predictions is None else load_predictions(args.predictions, trace)
+    scale = scale_of(trace, sum(config.moe_layers), config.num_experts, config.top_k)
+    replay, lengths = scaled_replay(trace, probabilities, scale, 2 * args.batch)
+    prompts = tuple(max(1, length - args.gen_len) for length in lengths)
+    limit = None if args.gpu_memory is None else parse_quantity(args.gpu_memory, "bytes", "--gpu-memory")
+    forecast: Forecast = replay
+    if args.predictor is not None:
+        forecast = costed(replay, load_predictor(args.predictor, torch.device(args.device)).predictor)
+    return Setting(model, replay, forecast, prompts, args.gen_len, args.batch, args.slots, args.device, limit)
+
+
+def costed(replay: RoutingReplay, predictor: RoutingPredictor) -> Forecast:
+    """The recorded predictions, after the time that the predictor takes for as many tokens."""
+
+    def forecast(batch: Batch, table: SequenceTable) -> NDArray[np.float64] | None:
+        lengths = [int(at) + 1 for rows in batch.rows for at in rows.positions]
+        predict_paths(predictor, [np.ones(length, np.int64) for length in lengths], last_only=True)
+        return replay(batch, table)
+
+    return forecast
