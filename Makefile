@@ -28,7 +28,7 @@ unit: $(VENV)/.test
 	$(BIN)/pytest -n 2 --dist worksteal --durations 12
 
 notebooks: $(VENV)/.test
-	$(BIN)/pytest --nbmake notebooks
+	$(BIN)/pytest --nbmake --nbmake-timeout=240 notebooks
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)
