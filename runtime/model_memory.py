@@ -11,6 +11,7 @@ from runtime.memory.dense_weights import DenseWeights
 from runtime.memory.host_weights import ExpertStore
 from runtime.memory.kv_cache import KvCache
 from runtime.memory.paging import PlacedSlab
+from runtime.memory.scratch import Scratch
 from runtime.memory.slab_tensors import SlabTensors, view_slab
 from runtime.memory.staging import Staging
 from runtime.models.config import ModelConfig
@@ -33,6 +34,7 @@ class ModelMemory:
     cpu_threads: int
     slots: ExpertSlots | None = None  # of an expert cache
     kv_buffers: list[Tensor] = field(default_factory=list)  # each [blocks, 2, K, block, D]
+    scratch: Scratch = field(default_factory=Scratch)  # of the CPU's experts
     _stagings: dict[tuple[str, int], Staging] = field(default_factory=dict)
 
     def staging(self, name: str, micro_batch: int | None) -> Staging:
@@ -48,8 +50,8 @@ class ModelMemory:
 
     @property
     def staging_bytes(self) -> int:
-        """CPU memory of the small buffers between CPU and GPU."""
-        return sum(staging.nbytes for staging in self._stagings.values())
+        """CPU memory of the small buffers between CPU and GPU, and of what the CPU's experts keep between products."""
+        return sum(staging.nbytes for staging in self._stagings.values()) + self.scratch.nbytes
 
     def reserve_kv_buffers(self, blocks: int) -> None:
         """Makes the device's buffers for cached K, V on their way as large as a pass needs; none may be in use."""

@@ -310,7 +310,17 @@ def test_measured_experts_get_the_same_number_of_rows(monkeypatch: pytest.Monkey
     monkeypatch.setattr(experts, "sort_tokens", counts)
     shapes = shapes_of(load_model("mixtral-tiny"))
     plan = make_plan(shapes, "fp32", gpu_usable=GIB, cpu_usable=GIB, quick=True)
-    timings = experts.measure_experts(plan, torch.float32, torch.device("cpu"), (1, 16))
+    timings = experts.measure_gpu_experts(plan, torch.float32, torch.device("cpu"), (1, 16))
     assert [t.size for t in timings] == [1, 16]
     assert {tuple(each) for each in seen} == {(rows,) * plan.shapes.num_experts for rows in (1, 16)}
     assert timings[1].flops == 16 * timings[0].flops == 2.0 * 16 * plan.shapes.num_experts * shapes.expert_elements
+
+
+def test_experts_on_the_cpu_are_measured_by_an_eighth_of_their_rows() -> None:
+    """Sorting and summing weigh as much as in a run that leaves the CPU little."""
+    from runtime.calibration import experts
+
+    shapes = shapes_of(load_model("mixtral-8x7b"))
+    plan = replace(make_plan(shapes, "bf16", 8 * GIB, 8 * GIB, quick=True), shapes=shapes, weight_bytes=50 << 20)
+    (timing,) = experts.measure_cpu_experts(plan, torch.bfloat16, (1,))
+    assert timing.flops == 2.0 * shapes.expert_elements / experts.CPU_SHARE  # of the one expert that fits

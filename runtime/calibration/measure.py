@@ -11,7 +11,7 @@ from hrm.errors import HrmError
 from runtime.calibration.attention import contiguous_decode, cpu_decode, gpu_decode, measure_decode, measure_prefill
 from runtime.calibration.contention import copying, measure_contention
 from runtime.calibration.disk import measure_disk
-from runtime.calibration.experts import expert_method, measure_experts
+from runtime.calibration.experts import expert_method, measure_cpu_experts, measure_gpu_experts
 from runtime.calibration.links import copy_buffers, measure_both_ways, measure_link
 from runtime.calibration.matmul import measure_linear
 from runtime.calibration.memory import measure_copy, measure_cpu_read
@@ -87,7 +87,7 @@ def measure(
         cpu_linear=cpu_linear,
         cpu_experts=cpu_experts,
         gpu_linear=step(lambda: _linear(plan, (dtype, *DTYPES), device) if on_gpu else cpu_linear),
-        gpu_experts=step(lambda: measure_experts(plan, kind, device, plan.gpu_rows) if on_gpu else cpu_experts),
+        gpu_experts=step(lambda: measure_gpu_experts(plan, kind, device, plan.gpu_rows if on_gpu else plan.cpu_rows)),
         cpu_decode=step(lambda: measure_decode(plan, kind, _CPU, plan.kv_bytes, cpu_decode)),
         gpu_decode=step(lambda: measure_decode(plan, kind, device, gpu_kv_bytes, gpu_decode)),
         gpu_decode_contiguous=step(lambda: measure_decode(plan, kind, device, gpu_kv_bytes, contiguous_decode)),
@@ -102,7 +102,7 @@ def measure(
 def _cpu_experts(plan: Plan, dtype: torch.dtype, device: torch.device) -> tuple[Timing, ...]:
     """While copies run: no pass computes experts on the CPU but one that streams others, and they share memory."""
     with copying(device, plan.copy_sizes[-1]):
-        return measure_experts(plan, dtype, _CPU, plan.cpu_rows)
+        return measure_cpu_experts(plan, dtype, plan.cpu_rows)
 
 
 def _links(

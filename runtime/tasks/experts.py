@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from hrm.schedule.task import Task
+from runtime.kernels.cpu_layer import cpu_layer
 from runtime.kernels.expert_ffn import SortedTokens, add_slabs, combine, sort_tokens
 from runtime.tasks.state import ExpertWork, PassState
 
@@ -67,14 +68,16 @@ def cpu_expert_ffn(state: PassState, index: int, task: Task) -> None:
     weights = _received(
         state, "cpu_w", members, [(n, config.top_k) for n in counts], state.sent_to_cpu[task.layer, members[0]]
     )
-    tokens = sort_tokens(x, experts, weights, config.num_experts)
     out = memory.staging("cpu_out", task.micro_batch).host(tuple(x.shape), config.dtype)
-    total = add_slabs(None, tokens, list(memory.experts.cpu_slabs(task.layer)))
-    out.copy_(torch.zeros_like(x) if total is None else combine(total, tokens))
+    slabs = list(memory.experts.cpu_slabs(task.layer))
+    cpu_layer(x, experts, weights, config.num_experts, slabs, out, memory.scratch)
 
 
 def _received(
     state: PassState, name: str, members: list[int], shapes: list[tuple[int, int]], dtype: torch.dtype
 ) -> Tensor:
     parts = [state.memory.staging(name, j).host(shape, dtype) for j, shape in zip(members, shapes, strict=True)]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    if len(parts) == 1:
+        return parts[0]
+    whole = state.memory.scratch(name, (sum(len(part) for part in parts), shapes[0][1]), dtype)
+    return torch.cat(parts, out=whole)
