@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from hrm.schedule.graph import TaskGraph
-from hrm.schedule.task import Kind, Resource
+from hrm.schedule.task import Resource
+from runtime.issue_order import issue_order
 
 ISSUED_TOGETHER = frozenset((Resource.GPU, Resource.DTOH, Resource.ZERO_COPY))
 
@@ -33,12 +34,12 @@ class Wiring:
     def threads(self) -> dict[Resource, tuple[int, ...]]:
         """Tasks by the thread that issues them (named after one of its queues), in order.
 
-        Queues stay apart where the host waits in one of them for something that another need not wait for: experts on
-        the CPU, pageable memory; or where tasks do not come after all that they wait for.
+        Queues stay apart where the host waits in one of them for something that another need not wait for (pageable
+        memory), or where tasks do not come after all that they wait for.
         """
         queues, tasks = self.graph.queues, self.graph.tasks
-        apart = any(task.kind == Kind.CPU_EXPERT_FFN or task.resource == Resource.HOST for task in tasks)
+        apart = any(task.resource == Resource.HOST for task in tasks)
         if apart or any(before > i for i, task in enumerate(tasks) for before in task.after):
             return dict(queues)
-        together = sorted(i for r in ISSUED_TOGETHER & queues.keys() for i in queues[r])
-        return {r: q for r, q in queues.items() if r not in ISSUED_TOGETHER} | {Resource.GPU: tuple(together)}
+        together = issue_order(self.graph, ISSUED_TOGETHER)
+        return {r: q for r, q in queues.items() if r not in ISSUED_TOGETHER} | {Resource.GPU: together}

@@ -10,7 +10,7 @@ import pytest
 from tiny_schedules import SLICES, VARIANTS, tiny_graph
 
 from hrm.schedule.graph import TaskGraph
-from hrm.schedule.task import Resource, Task
+from hrm.schedule.task import Kind, Resource, Task
 from runtime.device import CpuDevice
 from runtime.pipeline import Pipeline
 from runtime.wiring import ISSUED_TOGETHER, Wiring
@@ -78,7 +78,21 @@ def test_threads_share_out_the_tasks(name: str, slice_name: str) -> None:
     found = [i for tasks in wiring.threads.values() for i in tasks]
     assert sorted(found) == list(range(len(wiring.graph.tasks)))
     for tasks in wiring.threads.values():
-        assert list(tasks) == sorted(tasks)
+        for queue in wiring.graph.queues.values():
+            assert [i for i in tasks if i in set(queue)] in ([], list(queue))
+
+
+@pytest.mark.parametrize("name", ["auto_kernel_experts_on_cpu", "auto_kernel_batch_experts_on_cpu"])
+def test_experts_on_the_gpu_are_issued_before_the_thread_waits_for_those_on_the_cpu(name: str) -> None:
+    """And what the CPU is to compute later too, as far as nothing that it waits for comes behind."""
+    wiring = wiring_of(name)
+    tasks, order = wiring.graph.tasks, wiring.threads[Resource.GPU]
+    place = {i: k for k, i in enumerate(order)}
+    loads = [i for i, t in enumerate(tasks) if t.kind == Kind.HIDDEN_LOAD and place.get(i) is not None]
+    assert loads and any(place[i] > place[j] for i in loads for j in order if j > i)
+    for i in loads:
+        beside = [j for j, t in enumerate(tasks) if (t.kind, t.layer) == (Kind.EXPERT_FFN, tasks[i].layer)]
+        assert all(place[j] < place[i] for j in beside if tasks[j].micro_batch == tasks[i].micro_batch)
 
 
 def test_waiting_for_the_latest_is_waiting_for_all() -> None:

@@ -77,6 +77,8 @@ VARIANTS = NAMED | {
     ),
     "auto_mixed_split": policy("auto", "split", **MIXED, hidden_states_by="kernel"),
     "auto_mixed_experts_on_cpu": policy("auto", "hybrid", **MIXED, **ON_CPU, dense_weights_on_gpu=0.0),
+    "auto_kernel_experts_on_cpu": policy("auto", **ON_CPU, hidden_states_by="kernel"),
+    "auto_kernel_batch_experts_on_cpu": policy("auto", ffn_batching="batch", **ON_CPU, hidden_states_by="kernel"),
     "auto_mixed_batch": policy("auto", "resident", ffn_batching="batch", **MIXED, **ON_CPU),
     "auto_mixed_batch_two_gpus": policy(
         "auto", "split", ffn_batching="batch", **MIXED, **ON_CPU, tensor_parallel_size=2, weights_on_disk=0.5

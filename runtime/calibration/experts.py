@@ -78,7 +78,7 @@ def _weights(plan: Plan, dtype: torch.dtype, device: torch.device, budget: int, 
 
 
 def _tokens(weights: SlabTensors, rows: int, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """x [T, H], chosen experts [T, k] and gates [T, k]; T k is E * rows, or a little more where k does not divide it."""
+    """x [T, H], chosen experts [T, k], gates [T, k]; T k is E * rows, or a little more where k does not divide it."""
     experts, device = weights.slab.experts, weights.down.device
     tokens = -(-rows * experts // top_k)
     x = random_tensor((tokens, weights.down.shape[1]), weights.down.dtype, device)

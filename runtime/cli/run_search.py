@@ -11,6 +11,7 @@ from hrm.predict.rates import Rates
 from hrm.predict.requests import Request
 from hrm.predict.simulate import Simulator
 from hrm.predict.throughput import simulate_throughput
+from hrm.search.polish import polished
 from hrm.search.refine import MOST_KINDS, refine
 from hrm.search.search import search_policy
 from hrm.spec.policy import Policy
@@ -65,11 +66,19 @@ def _best_run(rates: Rates, policies: Sequence[Policy], requests: Sequence[Reque
     for i, policy in enumerate(policies):
         cut = _best_batch(rates, cut_policies(policy, len(requests)))
         if cut is not None and cut not in speed:
-            simulator = Simulator(rates.for_chunk(cut.prefill_chunk_tokens))
             with suppress(HrmError):  # a request that its micro-batches have no room for
-                speed[cut] = simulate_generation(simulator, cut, requests).generation_throughput
+                speed[cut] = _run_speed(rates, cut, requests)
         update(i + 1, len(policies))
-    return max(speed, key=lambda policy: speed[policy]) if speed else None
+    if not speed:
+        return None
+    fastest = max(speed, key=lambda policy: speed[policy])
+    return polished(rates, fastest, lambda policy: _run_speed(rates, policy, requests))
+
+
+def _run_speed(rates: Rates, policy: Policy, requests: Sequence[Request]) -> float:
+    """Tokens/s of the whole run, simulated."""
+    simulator = Simulator(rates.for_chunk(policy.prefill_chunk_tokens))
+    return simulate_generation(simulator, policy, requests).generation_throughput
 
 
 def _best_batch(rates: Rates, policies: Iterator[Policy]) -> Policy | None:

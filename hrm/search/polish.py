@@ -1,0 +1,56 @@
+"""What the closed form cannot weigh, tried by simulation: a little less work for the CPU, larger prefill chunks.
+
+A program balances roofs: it gives the CPU experts until its queue is as long as the link's. In a pass neither queue is
+without gaps, so a policy that leaves one of them slack is often faster. Chunks of prompts come in few sizes there, and
+memory that rounding leaves free serves a larger one.
+"""
+
+from collections.abc import Callable, Iterator
+
+from hrm.errors import PolicyError
+from hrm.predict.prediction import page_pool_needed, predict
+from hrm.predict.rates import CHUNK_GRANULARITY, MAX_CHUNK, Rates
+from hrm.spec.policy import Policy
+
+CPU_PARTS = (0.25, 0.5, 0.75, 1.0)  # of the CPU's experts, how much goes to the GPU's side
+CHUNK_FACTORS = (1.5, 2.0, 3.0, 4.0)
+Score = Callable[[Policy], float]
+
+
+def polished(rates: Rates, policy: Policy, score: Score) -> Policy:
+    """The policy, or a like one with a higher score: first the share of experts on the CPU, then the prefill chunk.
+
+    score: tokens/s; it may raise PolicyError for a policy that it cannot weigh, as for one that does not fit.
+    """
+    best, best_score = policy, score(policy)
+    for moves in (_less_on_cpu, _larger_chunks):
+        for changed in moves(rates, best):
+            try:
+                predict(rates, changed)
+                found = score(changed)
+            except PolicyError:
+                continue
+            if found > best_score:
+                best, best_score = changed, found
+    return best
+
+
+def _less_on_cpu(rates: Rates, policy: Policy) -> Iterator[Policy]:
+    """Where the CPU has experts and others are streamed: more of them streamed."""
+    if not policy.weights_on_gpu < policy.experts_on_gpu < 1 or policy.expert_cache != "rows":
+        return
+    for part in CPU_PARTS:
+        changed = _with(policy, experts_on_gpu=min(1.0, policy.experts_on_gpu + part * (1 - policy.experts_on_gpu)))
+        yield _with(changed, page_pool_bytes=max(policy.page_pool_bytes, page_pool_needed(rates, changed)))
+
+
+def _larger_chunks(rates: Rates, policy: Policy) -> Iterator[Policy]:
+    """Chunks up to the largest that any search takes."""
+    for factor in CHUNK_FACTORS:
+        chunk = int(factor * policy.prefill_chunk_tokens) // CHUNK_GRANULARITY * CHUNK_GRANULARITY
+        if policy.prefill_chunk_tokens < chunk <= MAX_CHUNK:
+            yield _with(policy, prefill_chunk_tokens=chunk)
+
+
+def _with(policy: Policy, **changes: float) -> Policy:
+    return Policy.model_validate(policy.model_dump() | changes)
