@@ -4,6 +4,8 @@ Tasks come in the order of the graph, which no task precedes that it waits for. 
 exception: the thread waits for it on the host, and what lies between it and its first reader is issued before.
 """
 
+from itertools import pairwise
+
 from hrm.schedule.graph import TaskGraph
 from hrm.schedule.task import Kind, Resource
 
@@ -23,7 +25,7 @@ def issue_order(graph: TaskGraph, together: frozenset[Resource]) -> tuple[int, .
 
 def _following(graph: TaskGraph) -> dict[int, int]:
     """Of every task the next one in its queue."""
-    return {i: after for queue in graph.queues.values() for i, after in zip(queue, queue[1:], strict=False)}
+    return {i: after for queue in graph.queues.values() for i, after in pairwise(queue)}
 
 
 def _awaits_cpu_experts(graph: TaskGraph, index: int) -> bool:

@@ -316,7 +316,7 @@ def test_measured_experts_get_the_same_number_of_rows(monkeypatch: pytest.Monkey
     assert timings[1].flops == 16 * timings[0].flops == 2.0 * 16 * plan.shapes.num_experts * shapes.expert_elements
 
 
-def test_experts_on_the_cpu_are_measured_by_an_eighth_of_their_rows() -> None:
+def test_experts_on_the_cpu_are_measured_by_a_small_part_of_their_rows() -> None:
     """Sorting and summing weigh as much as in a run that leaves the CPU little."""
     from runtime.calibration import experts
 

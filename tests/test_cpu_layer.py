@@ -71,6 +71,22 @@ def test_like_plain_pytorch(dtype: torch.dtype, tokens: int, slabs: list[Slab]) 
         torch.testing.assert_close(out.double(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("slabs", [[Slab(0, E, 0, ROWS)], [Slab(0, E, 0, 8), Slab(0, E, 8, ROWS)]], ids=["one", "two"])
+def test_balanced_experts_go_in_one_product(
+    dtype: torch.dtype, slabs: list[Slab], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Padded, and with no expert taken on its own."""
+    monkeypatch.setattr(cpu_layer, "_one_by_one", None)
+    gate_up, down, parts = experts_of(dtype, slabs)
+    x = torch.randn(170, H).to(dtype)
+    chosen = (torch.arange(170)[:, None] + torch.tensor([0, 3])) % E
+    gates, out = torch.rand(170, K), torch.full_like(x, torch.nan)
+    cpu_layer.cpu_layer(x, chosen, gates, E, parts, out, Scratch())
+    expected = wanted(x, chosen, gates, gate_up, down, slabs)
+    torch.testing.assert_close(out.double(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
 def test_one_expert_gets_all_tokens() -> None:
     """Experts without tokens are skipped."""
     gate_up, down, parts = experts_of(torch.float32, [Slab(0, E, 0, ROWS)])

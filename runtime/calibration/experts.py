@@ -1,6 +1,6 @@
 """The routed experts of a layer by rows per expert, as the runtime runs them: sorted, multiplied, weighted and summed.
 
-On the CPU an eighth of every expert's rows: policies leave it a small part of them, and sorting and summing weigh
+On the CPU a sixteenth of every expert's rows: policies leave it a small part of them, and sorting and summing weigh
 more beside that than beside whole experts.
 
 T tokens, k top_k, E experts, H hidden_size, I intermediate_size.
@@ -21,7 +21,7 @@ from runtime.memory.expert_layout import Slab
 from runtime.memory.scratch import Scratch
 from runtime.memory.slab_tensors import SlabTensors
 
-CPU_SHARE, LEAST_ROWS = 8, 256  # of an expert's rows one in so many is measured on the CPU, and no fewer than those
+CPU_SHARE, LEAST_ROWS = 16, 256  # of an expert's rows one in so many is measured on the CPU, and no fewer than those
 
 _CPU = torch.device("cpu")
 LayerCall = Callable[[SlabTensors, Tensor, Tensor, Tensor], Callable[[], object]]

@@ -1,13 +1,14 @@
 """A layer's experts on the CPU, for many tokens or few: routed rows in, weighted sums out.
 
 With a few tokens an expert is a matter of reading its weights once; with many, of products at the processor's rate.
-What lies between products is kept in scratch memory and stays in caches, expert by expert: a policy leaves the CPU a
-small part of each expert's rows, beside which passes over all tokens' outputs would take as long as the products.
+What lies between products is kept in scratch memory, and sums are made in one pass over it: a policy leaves the CPU a
+small part of each expert's rows, beside which passes over all tokens' outputs would take as long as the products. Where
+experts have about as many tokens each, all of them go in one batched product, padded: an operation for every expert
+would wait for Python's lock every time, and small products leave cores idle (16 cores, 8 experts of 400 tokens, 592
+rows: 20 ms instead of 29).
 
-T tokens, k top_k, E experts, H hidden_size, I rows of a slab, S slabs, n tokens of an expert.
+T tokens, k top_k, E experts, H hidden_size, I rows of a slab, S slabs, n tokens of an expert, N of the busiest one.
 """
-
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,22 +19,11 @@ from torch.nn.functional import silu
 from runtime.kernels.cpu_combine import combine_experts
 from runtime.kernels.cpu_experts import addresses, experts_backend, few_token_experts
 from runtime.kernels.expert_ffn import FEW_ROWS
+from runtime.kernels.routed_rows import RoutedRows, routed_rows
 from runtime.memory.scratch import Scratch
 from runtime.memory.slab_tensors import SlabTensors
 
-
-@dataclass(frozen=True)
-class RoutedRows:
-    """x [T, H]; order [T k]: (token, choice) pairs by expert; ends [E + 1]: where each expert's begin, and the end."""
-
-    x: Tensor
-    order: NDArray[np.int64]
-    ends: NDArray[np.int64]
-    top_k: int
-
-    def of(self, expert: int) -> slice:
-        """The expert's rows in `order`."""
-        return slice(int(self.ends[expert]), int(self.ends[expert + 1]))
+PADDING = 1.3  # times the rows there are, up to which padding costs less than products one by one
 
 
 def cpu_layer(
@@ -52,34 +42,59 @@ def cpu_layer(
     if not slabs or not len(x):
         out.zero_()
         return
-    rows = _routed(x, experts, num_experts)
-    few = np.diff(rows.ends).max() <= FEW_ROWS and experts_backend() == "compiled"
-    shape = (len(slabs), len(rows.order), x.shape[1])
-    parts = scratch("parts", shape, torch.float32 if few else x.dtype)
-    for part, slab in zip(parts, slabs, strict=True):
-        if few:
-            _few(rows, slab, part)
-        else:
-            _many(rows, slab, part, scratch)
-    places = np.arange(len(rows.order)) if few else np.argsort(rows.order)  # few: written pair by pair
+    rows = routed_rows(x, experts, num_experts)
+    if rows.counts.max() <= FEW_ROWS and experts_backend() == "compiled":
+        parts, places = _few(rows, slabs, scratch)
+    elif rows.padded * num_experts <= PADDING * len(rows.order) and _are_whole(slabs, num_experts):
+        parts, places = _batched(rows, slabs, scratch)
+    else:
+        parts, places = _one_by_one(rows, slabs, scratch)
     where = torch.from_numpy(places).view(experts.shape)
     combine_experts(parts, where, weights.float().contiguous(), out, torch.get_num_threads())
 
 
-def _routed(x: Tensor, experts: Tensor, num_experts: int) -> RoutedRows:
-    chosen = experts.reshape(-1).numpy()
-    ends = np.concatenate([[0], np.cumsum(np.bincount(chosen, minlength=num_experts))])
-    return RoutedRows(x, np.argsort(chosen, kind="stable"), ends, experts.shape[1])
+def _are_whole(slabs: list[SlabTensors], num_experts: int) -> bool:
+    return all(weights.slab.experts == num_experts for weights in slabs)
 
 
-def _many(rows: RoutedRows, weights: SlabTensors, part: Tensor, scratch: Scratch) -> None:
-    """part [T k, H], in order of the experts; rows of experts outside the slab are zero."""
+Parts = tuple[Tensor, NDArray[np.int64]]
+"""Outputs [S, R, H], and the row of each (token, choice) among R."""
+
+
+def _batched(rows: RoutedRows, slabs: list[SlabTensors], scratch: Scratch) -> Parts:
+    """R = E N; rows that are padding hold something that nobody reads."""
+    experts, n, hidden, dtype = len(rows.counts), rows.padded, rows.x.shape[1], rows.x.dtype
+    slots = np.arange(len(rows.order)) - np.repeat(rows.ends[:-1], rows.counts)
+    slots += n * np.repeat(np.arange(experts), rows.counts)  # of the sorted rows, among E N
+    tokens, places = np.zeros(experts * n, np.int64), np.empty_like(rows.order)
+    tokens[slots], places[rows.order] = rows.order // rows.top_k, slots
+    x = torch.index_select(rows.x, 0, torch.from_numpy(tokens), out=scratch("x", (experts * n, hidden), dtype))
+    parts = scratch("parts", (len(slabs), experts, n, hidden), dtype)
+    for part, weights in zip(parts, slabs, strict=True):
+        i = weights.slab.rows
+        both = scratch("gate_up", (experts, n, 2 * i), dtype)
+        torch.bmm(x.view(experts, n, hidden), weights.gate_up.transpose(1, 2), out=both)
+        gate, up = both.chunk(2, dim=-1)
+        h = torch.mul(silu(gate, inplace=True), up, out=scratch("h", (experts, n, i), dtype))
+        torch.bmm(h, weights.down.transpose(1, 2), out=part)
+    return parts.view(len(slabs), experts * n, hidden), places
+
+
+def _one_by_one(rows: RoutedRows, slabs: list[SlabTensors], scratch: Scratch) -> Parts:
+    """R = T k, in order of the experts."""
+    parts = scratch("parts", (len(slabs), len(rows.order), rows.x.shape[1]), rows.x.dtype)
+    for part, weights in zip(parts, slabs, strict=True):
+        _add_experts(rows, weights, part, scratch)
+    return parts, np.argsort(rows.order)
+
+
+def _add_experts(rows: RoutedRows, weights: SlabTensors, part: Tensor, scratch: Scratch) -> None:
+    """part [T k, H]; rows of experts outside the slab are zero."""
     slab, hidden = weights.slab, rows.x.shape[1]
     part[: rows.of(slab.first_expert).start] = 0
     part[rows.of(slab.last_expert - 1).stop :] = 0
     for at, expert in enumerate(range(slab.first_expert, slab.last_expert)):
-        own = rows.of(expert)
-        n = own.stop - own.start
+        own, n = rows.of(expert), int(rows.counts[expert])
         if not n:
             continue
         taken = torch.from_numpy(rows.order[own] // rows.top_k)
@@ -90,12 +105,20 @@ def _many(rows: RoutedRows, weights: SlabTensors, part: Tensor, scratch: Scratch
         torch.mm(h, weights.down[at].t(), out=part[own])
 
 
-def _few(rows: RoutedRows, weights: SlabTensors, part: Tensor) -> None:
-    """part [T k, H] fp32, by (token, choice); rows of experts outside the slab are zero."""
+def _few(rows: RoutedRows, slabs: list[SlabTensors], scratch: Scratch) -> Parts:
+    """R = T k, by (token, choice), in fp32."""
+    parts = scratch("few_parts", (len(slabs), len(rows.order), rows.x.shape[1]), torch.float32)
+    for part, weights in zip(parts, slabs, strict=True):
+        _add_few(rows, weights, part)
+    return parts, np.arange(len(rows.order))
+
+
+def _add_few(rows: RoutedRows, weights: SlabTensors, part: Tensor) -> None:
+    """part [T k, H]; rows of experts outside the slab are zero."""
     slab = weights.slab
-    if slab.experts < len(rows.ends) - 1:
+    if slab.experts < len(rows.counts):
         part.zero_()
-    listed = [e for e in range(slab.first_expert, slab.last_expert) if rows.ends[e + 1] > rows.ends[e]]
+    listed = [e for e in range(slab.first_expert, slab.last_expert) if rows.counts[e]]
     first = rows.of(slab.first_expert).start
     starts = np.array([0, *(rows.of(e).stop - first for e in listed)], np.int64)
     at = [e - slab.first_expert for e in listed]
