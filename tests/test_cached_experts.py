@@ -184,7 +184,8 @@ def test_broken_graphs_are_refused(case: str):
     ("changes", "message"),
     [
         ({"schedule": "cgopipe"}, "expert_cache lru needs schedule expert_cache, not cgopipe"),
-        ({"experts_on_gpu": 0.5}, "needs experts_on_gpu 1, not 0.5"),
+        ({"experts_on_gpu": 1.5}, "less than or equal to 1"),
+        ({"experts_on_gpu": 0.25, "expert_cache": "rows"}, "weights_on_gpu exceeds experts_on_gpu"),
         ({"weights_on_disk": 0.25}, "needs weights_on_disk 0, not 0.25"),
         ({"host_weights": "pageable"}, "needs host_weights page_locked"),
         ({"expert_cache": "fifo"}, "rows"),

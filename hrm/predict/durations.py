@@ -41,7 +41,7 @@ class TaskCosts:
         layer, work = self._layers[task.layer], task.work
         first = task.layer == 0 and task.kind == Kind.PRE_ATTENTION
         details = mb if task.kind in DEPEND_ON_CONTEXT else None
-        size = (work.sequences, work.prompt_tokens, work.share, _num_pages(task))
+        size = (work.sequences, work.prompt_tokens, work.share, work.experts, _num_pages(task))
         key = (task.kind, task.resource, id(layer), first, size, details)
         if key not in self._cache:
             self._cache[key] = self._with_overhead(task, _COSTS[task.kind](self, layer, task, mb))
@@ -127,7 +127,10 @@ def _expert_ffn(costs: TaskCosts, layer: LayerRates, task: Task, mb: MicroBatch)
 
 
 def _cpu_expert_ffn(costs: TaskCosts, layer: LayerRates, task: Task, mb: MicroBatch) -> Cost:
-    return layer.experts("cpu", float(task.work.tokens), task.work.share)
+    work = task.work
+    if work.experts:
+        return layer.listed_experts("cpu", float(work.tokens), work.share, work.experts)
+    return layer.experts("cpu", float(work.tokens), work.share)
 
 
 def _weight_read(costs: TaskCosts, layer: LayerRates, task: Task, mb: MicroBatch) -> Cost:

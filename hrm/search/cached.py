@@ -1,7 +1,8 @@
 """The best expert cache at a batch size, by simulation: cache policies, and slots against other resident weights.
 
 Closed forms know uniform routing only, in which the share of slots is the hit rate. Under skew the first slots earn
-most, so shares of slots are tried one by one, each with the best of everything else that the linear program finds.
+most, so shares of slots are tried one by one, each with the best of everything else that the linear program finds. So
+is, with the best of them, the share of missed experts that is copied while the CPU computes the others.
 """
 
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from hrm.search.relaxation import Col, NodePrograms, node_programs
 from hrm.spec.policy import ExpertCacheMode, Policy
 
 STEPS = 8  # shares of slots tried are its fractions, and the largest that fits
+COPIED = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the missed experts; then 1 / STEPS to both sides of the best
 
 CACHE_NAMES: dict[ExpertCacheMode, str] = {
     "rows": "resident rows",
@@ -53,13 +55,35 @@ def best_cached(
 ) -> CachedPolicy | None:
     """The best share of slots of one kind of cache at one batch size; None where no share fits.
 
-    `experts_on_cpu`: the CPU may compute what a cache of rows lacks.
+    `experts_on_cpu`: the CPU may compute what a cache lacks.
 
     Raises:
         WorkloadError: as `routed_cache_stats`.
     """
     found = [_simulated(rates, routing, policy) for policy in _policies(rates, mode, batch_size, experts_on_cpu)]
-    return max(found, key=lambda entry: entry.generation_throughput, default=None)
+    best = max(found, key=_throughput, default=None)
+    if best is None or mode == "rows" or not experts_on_cpu:
+        return best
+    return _balanced(rates, routing, best)
+
+
+def _throughput(entry: CachedPolicy) -> float:
+    return entry.generation_throughput
+
+
+def _balanced(rates: Rates, routing: Routing, start: CachedPolicy) -> CachedPolicy:
+    """The same slots with the share of missed experts copied at which link and CPU together are fastest."""
+    tried = {start.policy.experts_on_gpu: start}
+
+    def attempt(shares: tuple[float, ...]) -> CachedPolicy:
+        for share in shares:
+            if 0 <= share <= 1 and share not in tried:
+                policy = Policy.model_validate(start.policy.model_dump() | {"experts_on_gpu": share})
+                tried[share] = _simulated(rates, routing, policy)
+        return max(tried.values(), key=_throughput)
+
+    best = attempt(COPIED).policy.experts_on_gpu
+    return attempt((best - 1 / STEPS, best + 1 / STEPS))
 
 
 def _simulated(rates: Rates, routing: Routing, policy: Policy) -> CachedPolicy:
@@ -70,7 +94,8 @@ def _simulated(rates: Rates, routing: Routing, policy: Policy) -> CachedPolicy:
 
 def _policies(rates: Rates, mode: ExpertCacheMode, batch_size: int, experts_on_cpu: bool) -> Iterator[Policy]:
     """The largest share of slots that the linear program wants; below it those that make room for other weights."""
-    allowed = [p for p in cache_placements(mode) if experts_on_cpu or not p.experts_on_cpu]
+    on_cpu = experts_on_cpu and mode != "predictive"  # to the program prediction is right: nothing is missed
+    allowed = [p for p in cache_placements(mode) if on_cpu or not p.experts_on_cpu]
     pool = [replace(p, prefill_chunk_tokens=chunk) for p in allowed for chunk in chunk_sizes(rates)]
     solved = [found for placement in pool if (found := _solve(rates, placement, batch_size)) is not None]
     if not solved:
