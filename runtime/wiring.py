@@ -34,11 +34,13 @@ class Wiring:
         """Tasks by the thread that issues them (named after one of its queues), in order.
 
         Queues stay apart where the host waits in one of them for something that another need not wait for: experts on
-        the CPU, pageable memory; or where tasks do not come after all that they wait for.
+        the CPU, pageable memory; or where tasks do not come after all that they wait for. With experts in slots what
+        comes after the CPU's result is the next layer, which needs it.
         """
         queues, tasks = self.graph.queues, self.graph.tasks
-        apart = any(task.kind == Kind.CPU_EXPERT_FFN or task.resource == Resource.HOST for task in tasks)
-        if apart or any(before > i for i, task in enumerate(tasks) for before in task.after):
+        kinds = {task.kind for task in tasks}
+        awaits = Resource.HOST in queues or (Kind.CPU_EXPERT_FFN in kinds and Kind.EXPERT_CORRECTION not in kinds)
+        if awaits or any(before > i for i, task in enumerate(tasks) for before in task.after):
             return dict(queues)
         together = sorted(i for r in ISSUED_TOGETHER & queues.keys() for i in queues[r])
         return {r: q for r, q in queues.items() if r not in ISSUED_TOGETHER} | {Resource.GPU: tuple(together)}

@@ -407,7 +407,7 @@ def qwen() -> Rates:
 
 def test_closed_form_knows_the_caches(qwen: Rates):
     for mode in ("lru", "predictive"):
-        found = best_cached(qwen, Routing(), mode, 4)
+        found = best_cached(qwen, Routing(), mode, 4, experts_on_cpu=False)
         assert found is not None
         closed = predict(qwen, found.policy)
         assert found.policy.expert_cache == mode
@@ -422,7 +422,7 @@ def test_closed_form_knows_the_caches(qwen: Rates):
 
 def test_skew_raises_what_a_cache_of_experts_is_worth(qwen: Rates):
     def rate(routing: Routing, mode: str) -> float:
-        found = best_cached(qwen, routing, mode, 2)
+        found = best_cached(qwen, routing, mode, 2, experts_on_cpu=False)
         assert found is not None
         return found.generation_throughput
 
