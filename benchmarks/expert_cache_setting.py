@@ -24,6 +24,8 @@ from runtime.requests.random_prompts import random_requests
 from runtime.requests.request import Request, Sampling
 from runtime.sequences import SequenceTable
 
+ON_CPU = "_cpu"  # ends the names of modes that leave missed experts to the CPU
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -40,14 +42,17 @@ class Setting:
     gpu_memory: float | None
 
 
-def policy_of(mode: str, setting: Setting) -> Policy:
-    """Attention and KV cache on the GPU; experts as the mode has them."""
-    cache = "predictive" if mode.startswith("units") else mode
+def policy_of(mode: str, setting: Setting, copied: float = 1.0) -> Policy:
+    """Attention and KV cache on the GPU; experts as the mode has them. copied: share of missed experts, where the CPU
+    computes the others.
+    """
+    cache = "predictive" if mode.startswith("units") else mode.removesuffix(ON_CPU)
     loads = mode == "load_everything"
     size = setting.batch
     return Policy(
         schedule="layer_streaming" if loads else "expert_cache", batch_size=size, micro_batch_size=size,
-        ffn_batch_size=size, attention_on_gpu=1.0, experts_on_gpu=1.0, weights_on_gpu=0.0 if loads else setting.slots,
+        ffn_batch_size=size, attention_on_gpu=1.0, experts_on_gpu=copied,
+        weights_on_gpu=0.0 if loads else setting.slots,
         kv_on_gpu=1.0, dense_weights_on_gpu=1.0, weights_on_disk=0.0, attention_place="resident",
         ffn_batching="micro_batch", mixed_prefill=False, prefill_chunk_tokens=1024, page_pool_bytes=0.0,
         tensor_parallel_size=1, hidden_states_by="kernel", expert_cache="rows" if loads else cache,  # type: ignore[arg-type]
