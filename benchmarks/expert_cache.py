@@ -10,8 +10,7 @@ what the router misses is copied, the experts of the fewest tokens are computed 
 share at which a decode pass is fastest in simulation, for a replay of the same routing); `units`: two batches in turns,
 as they come and regrouped by predicted paths, so with twice the requests. A hit is an expert that has a slot when the
 router chooses it; late hits are those whose copy had yet to arrive. With --predictor its time is part of every pass.
-Predicted: the simulator with the run's own counts; it knows neither the predictor's time nor the host's wait for the
-routers.
+Predicted: the simulator with the run's own counts; it does not know the predictor's time.
 """
 
 import argparse

@@ -282,9 +282,11 @@ def test_a_copy_costs_its_bytes_and_a_latency_per_expert():
     graph = build_graph(SIZES, pass_slice(chosen, "decode"), chosen, uniform_stats(0.5, 0.25, 0.5, 0.125))
     link, wait = rates.machine.link_bytes_per_s("htod"), rates.machine.link_latency("htod")
     expert = SIZES.expert_bytes / 24
-    for kind, experts in ((PREFETCH, 8 * (0.25 + 0.125)), (CORRECTION, 8 * 0.125)):
+    gate = rates.machine.link_latency("dtoh")  # the routers' choice on its way; this profile states no task_overhead
+    for kind, experts, waits in ((PREFETCH, 8 * (0.25 + 0.125), 0.0), (CORRECTION, 8 * 0.125, gate)):
         cost = costs.of_task(next(t for t in graph.tasks if t.kind == kind), graph)
-        assert cost.seconds == pytest.approx(experts * (expert / link + wait))
+        assert cost.seconds == pytest.approx(experts * (expert / link + wait) + waits)
+        assert cost.overhead == waits
         assert cost.bytes == cost.dram_bytes == pytest.approx(experts * expert)
 
 
@@ -378,7 +380,8 @@ def test_right_prediction_hides_copies_behind_long_compute():
     late = simulated(rates, chosen, uniform_stats(1.0, 0.0, layers=12), tokens)
     assert of(ahead, PREFETCH)[0] < chain(ahead)[0]  # compute is long enough
     assert ahead.timeline.makespan - resident.timeline.makespan <= 2 * of(ahead, PREFETCH)[0]
-    assert late.timeline.makespan - resident.timeline.makespan == pytest.approx(12 * of(ahead, PREFETCH)[0])
+    assert late.timeline.makespan - resident.timeline.makespan == pytest.approx(12 * of(late, CORRECTION)[0])
+    assert of(late, CORRECTION)[0] == pytest.approx(of(ahead, PREFETCH)[0] + rates.machine.link_latency("dtoh"))
 
 
 @settings(fixed, max_examples=60)

@@ -168,6 +168,15 @@ def _expert_copies(costs: TaskCosts, layer: LayerRates, task: Task, mb: MicroBat
     return Cost(moved / machine.link_bytes_per_s(link) + waits, 0.0, moved, moved)
 
 
+def _expert_correction(costs: TaskCosts, layer: LayerRates, task: Task, mb: MicroBatch) -> Cost:
+    """The host waits for the routers' choice before it can issue copies, however few: a crossing, and a task's launch
+    on a GPU that has run dry meanwhile. The wire is free until then.
+    """
+    copies, machine = _expert_copies(costs, layer, task, mb), costs.rates.machine
+    gate = machine.link_latency("dtoh") + machine.task_overhead("gpu")
+    return replace(copies, seconds=copies.seconds + gate, overhead=gate)
+
+
 def _dense_fetch(costs: TaskCosts, layer: LayerRates, task: Task, mb: MicroBatch) -> Cost:
     return costs.copy(task, task.work.share * layer.dense_bytes)
 
@@ -217,7 +226,7 @@ _COSTS: dict[Kind, _CostFunction] = {
     Kind.KV_STAGE: _kv_stage,
     Kind.WEIGHT_FETCH: _weight_fetch,
     Kind.EXPERT_PREFETCH: _expert_copies,
-    Kind.EXPERT_CORRECTION: _expert_copies,
+    Kind.EXPERT_CORRECTION: _expert_correction,
     Kind.DENSE_FETCH: _dense_fetch,
     Kind.HEAD_FETCH: _head_fetch,
     Kind.ALL_REDUCE: _all_reduce,

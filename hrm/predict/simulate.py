@@ -159,7 +159,8 @@ def lower_bounds(graph: TaskGraph, costs: list[Cost], sharing: Sharing) -> dict[
     """Seconds that each queue is busy at the least, and each wire and memory that queues share."""
     bounds = {str(r): math.fsum(costs[i].seconds for i in queue) for r, queue in graph.queues.items()}
     inbound = [Resource.HTOD, Resource.ZERO_COPY, *([Resource.LINK] if sharing.link_on_pcie else [])]
-    bounds["inbound_wire"] = math.fsum(bounds.get(str(r), 0.0) for r in inbound)
+    on_wire = (costs[i] for r in inbound for i in graph.queues.get(r, ()))
+    bounds["inbound_wire"] = math.fsum(cost.seconds - cost.overhead for cost in on_wire)
     dram = math.fsum(cost.dram_bytes for cost in costs)
     bounds["cpu_memory_bandwidth"] = dram / sharing.dram_bytes_per_s
     return bounds

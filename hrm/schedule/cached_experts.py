@@ -3,7 +3,8 @@
 ExpertFlow (arXiv 2410.17954, sections 3.2 and 3.3); without prediction, a cache of whole experts that is filled on
 demand (Mixtral-offloading, arXiv 2312.17238). A share of the missed experts may be computed on the CPU, beside the
 copies of the others. Which expert goes to which slot is the cache's to say; a graph holds how much is copied. Leaves
-out the host's wait for the router's choice, and waves of more experts than slots are free.
+out that experts in place wait for the host to know the router's choice, as corrections do, and waves of more experts
+than slots are free.
 """
 
 from collections.abc import Iterable

@@ -43,6 +43,8 @@ def listed_experts(
     few = counts <= most_rows
     parts: tuple[tuple[NDArray[np.bool_], Backend], ...] = ((few, "auto"), (~few, "torch"))
     for chosen, backend in parts:
+        if not chosen.any():
+            continue
         part = np.flatnonzero(chosen[rows.slots])
         starts = np.concatenate(([0], np.cumsum(counts[chosen]))).astype(np.int64)
         few_token_experts(own, part, starts, where[chosen], intermediate, each, threads, backend)
