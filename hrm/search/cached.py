@@ -24,8 +24,8 @@ from hrm.search.pool import chunk_sizes
 from hrm.search.relaxation import Col, NodePrograms, node_programs
 from hrm.spec.policy import ExpertCacheMode, Policy
 
-STEPS = 8  # shares of slots tried are its fractions, and the largest that fits
-COPIED = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the missed experts; then 1 / STEPS to both sides of the best
+STEPS = 8  # shares tried of slots, and of missed experts that are copied, are its fractions and what the program wants
+REPLAYED = 2  # of the latter, how many are simulated with the hit rates of their own
 
 CACHE_NAMES: dict[ExpertCacheMode, str] = {
     "rows": "resident rows",
@@ -60,35 +60,43 @@ def best_cached(
     Raises:
         WorkloadError: as `routed_cache_stats`.
     """
-    found = [_simulated(rates, routing, policy) for policy in _policies(rates, mode, batch_size, experts_on_cpu)]
-    best = max(found, key=_throughput, default=None)
-    if best is None or mode == "rows" or not experts_on_cpu:
-        return best
-    return _balanced(rates, routing, best)
+    policies = list(_policies(rates, mode, batch_size, experts_on_cpu))
+    if mode == "rows" or not experts_on_cpu:
+        found = [_simulated(rates, routing, policy) for policy in policies]
+        return max(found, key=_throughput, default=None)
+    near = max((_estimated(rates, routing, policy) for policy in policies), key=_throughput, default=None)
+    return None if near is None else _balanced(rates, routing, near)
 
 
 def _throughput(entry: CachedPolicy) -> float:
     return entry.generation_throughput
 
 
-def _balanced(rates: Rates, routing: Routing, start: CachedPolicy) -> CachedPolicy:
+def _balanced(rates: Rates, routing: Routing, near: CachedPolicy) -> CachedPolicy:
     """The same slots with the share of missed experts copied at which link and CPU together are fastest."""
-    tried = {start.policy.experts_on_gpu: start}
+    shares = {near.policy.experts_on_gpu, *(np.arange(STEPS) / STEPS).tolist()} - {1.0}
+    estimates = [_run(rates, _with_copied(near.policy, share), near.stats) for share in sorted(shares)]
+    best = sorted(estimates, key=_throughput, reverse=True)[:REPLAYED]
+    copied = _run(rates, _with_copied(near.policy, 1.0), near.stats)
+    return max((copied, *(_simulated(rates, routing, entry.policy) for entry in best)), key=_throughput)
 
-    def attempt(shares: tuple[float, ...]) -> CachedPolicy:
-        for share in shares:
-            if 0 <= share <= 1 and share not in tried:
-                policy = Policy.model_validate(start.policy.model_dump() | {"experts_on_gpu": share})
-                tried[share] = _simulated(rates, routing, policy)
-        return max(tried.values(), key=_throughput)
 
-    best = attempt(COPIED).policy.experts_on_gpu
-    return attempt((best - 1 / STEPS, best + 1 / STEPS))
+def _with_copied(policy: Policy, share: float) -> Policy:
+    return Policy.model_validate(policy.model_dump() | {"experts_on_gpu": share})
+
+
+def _estimated(rates: Rates, routing: Routing, policy: Policy) -> CachedPolicy:
+    """As if what the CPU computes entered the cache too, whatever its share: only the best are worth a replay each."""
+    stats = routed_cache_stats(routing, rates.sizes, _with_copied(policy, 1.0))
+    return _run(rates, policy, replace(stats, on_cpu=()))
 
 
 def _simulated(rates: Rates, routing: Routing, policy: Policy) -> CachedPolicy:
+    return _run(rates, policy, routed_cache_stats(routing, rates.sizes, policy))
+
+
+def _run(rates: Rates, policy: Policy, stats: CacheStats) -> CachedPolicy:
     simulator = Simulator(rates.for_chunk(policy.prefill_chunk_tokens))
-    stats = routed_cache_stats(routing, rates.sizes, policy)
     return CachedPolicy(policy, stats, simulate_throughput(simulator, policy, stats))
 
 
