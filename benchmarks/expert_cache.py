@@ -10,7 +10,7 @@ what the router misses is copied, the experts of the fewest tokens are computed 
 share at which a decode pass is fastest in simulation, for a replay of the same routing); `units`: two batches in turns,
 as they come and regrouped by predicted paths, so with twice the requests. A hit is an expert that has a slot when the
 router chooses it; late hits are those whose copy had yet to arrive. With --predictor its time is part of every pass.
-Predicted: the simulator with the run's own counts; it does not know the predictor's time.
+Predicted: the simulator with the run's own counts, and what the run's forecasts took before its passes.
 """
 
 import argparse
@@ -18,12 +18,12 @@ import json
 import statistics
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from expert_cache_setting import ON_CPU, Setting, make_setting, policy_of, requests_of
+from expert_cache_setting import ON_CPU, Setting, Timed, make_setting, policy_of, requests_of
 from expert_cache_share import simulated_shares
 from gpu_machine import describe_machine
 
@@ -55,7 +55,8 @@ def run(mode: str, setting: Setting, simulator: Simulator, warmup: int, copied: 
         units = Units(setting.batch, setting.replay.paths if mode == "units_regrouped" else None)
     on_gpu = setting.device.startswith("cuda")
     began = time.perf_counter()
-    engine = Engine(setting.model, policy, setting.device, setting.gpu_memory, forecast=setting.forecast, units=units)
+    forecast = Timed(setting.forecast)
+    engine = Engine(setting.model, policy, setting.device, setting.gpu_memory, forecast=forecast, units=units)
     loaded = time.perf_counter() - began
     with engine:
         engine.runner.replay = setting.replay
@@ -67,7 +68,8 @@ def run(mode: str, setting: Setting, simulator: Simulator, warmup: int, copied: 
         passes = _decode_passes(engine, waiting, warmup)
         found = {"load_seconds": loaded, **_speed(passes), **_cache(engine, passes), **_memory(engine, on_gpu)}
         found |= {"experts_on_gpu": policy.experts_on_gpu, "simulated_seconds_by_share": shares}
-        return found | _predicted(engine, simulator, policy, passes)
+        before = statistics.fmean(forecast.seconds[-len(passes) :]) if forecast.seconds else 0.0
+        return found | _predicted(engine, simulator, policy, passes, before)
 
 
 @dataclass(frozen=True)
@@ -128,17 +130,21 @@ def _memory(engine: Engine, on_gpu: bool) -> dict[str, Any]:
     return {"gpu_parts": parts, "gpu_peak_bytes": peak, "full_residency_bytes": whole, "below_full": 1 - peak / whole}
 
 
-def _predicted(engine: Engine, simulator: Simulator, policy: Policy, passes: list[DecodePass]) -> dict[str, Any]:
-    """The simulation of the median pass's slice, with mean counts of all."""
+def _predicted(
+    engine: Engine, simulator: Simulator, policy: Policy, passes: list[DecodePass], forecast_seconds: float
+) -> dict[str, Any]:
+    """The simulation of the median pass's slice, with mean counts of all and what the forecasts took."""
     middle = sorted(passes, key=lambda p: p.seconds)[len(passes) // 2]
     counted = [p.counts for p in passes if p.counts is not None]
     stats = None
     if counted:
         total = CacheCounts(*(sum(getattr(c, name) for c in counted) for name in vars(counted[0])))
         stats = stats_of_counts(total, len(counted), engine.config.num_experts, engine.layout.sizes.model)
+        stats = replace(stats, forecast_seconds=forecast_seconds)
     seconds = simulator.pass_seconds(policy, middle.work, stats)
     mean = statistics.fmean(p.seconds for p in passes)
-    return {"predicted_seconds": seconds, "measured_seconds": mean, "error": seconds / mean - 1}
+    found = {"predicted_seconds": seconds, "measured_seconds": mean, "error": seconds / mean - 1}
+    return found | {"forecast_seconds": forecast_seconds}
 
 
 def arguments() -> argparse.Namespace:

@@ -1,7 +1,8 @@
 """What the modes of `expert_cache.py` share: model, recorded routing and predictions, requests, policies."""
 
 import argparse
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -79,6 +80,21 @@ def make_setting(args: argparse.Namespace) -> Setting:
     if args.predictor is not None:
         forecast = costed(replay, load_predictor(args.predictor, torch.device(args.device)).predictor)
     return Setting(model, replay, forecast, prompts, args.gen_len, args.batch, args.slots, args.device, limit)
+
+
+@dataclass
+class Timed:
+    """A forecast, and what each of its calls took, in seconds."""
+
+    forecast: Forecast
+    seconds: list[float] = field(default_factory=list)
+
+    def __call__(self, batch: Batch, table: SequenceTable) -> NDArray[np.float64] | None:
+        """What the forecast says."""
+        began = time.perf_counter()
+        found = self.forecast(batch, table)
+        self.seconds.append(time.perf_counter() - began)
+        return found
 
 
 def costed(replay: RoutingReplay, predictor: RoutingPredictor) -> Forecast:

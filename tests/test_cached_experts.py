@@ -370,6 +370,13 @@ def test_the_cpu_reads_the_experts_that_are_left_to_it():
     assert costs.of_task(next(t for t in none.tasks if t.kind == Kind.CPU_EXPERT_FFN), none).flops == 0
 
 
+def test_what_a_forecast_takes_comes_before_the_pass():
+    chosen, stats, work = cached("predictive"), uniform_stats(0.5, 0.5), decode_slice(cached("predictive"), 10.0)
+    simulator = Simulator(machine_rates())
+    without_it = simulator.pass_seconds(chosen, work, stats)
+    assert simulator.pass_seconds(chosen, work, replace(stats, forecast_seconds=0.5)) == without_it + 0.5
+
+
 def test_right_prediction_hides_copies_behind_long_compute():
     """Of a fast link only the first prefetches are seen, which nothing can hide."""
     rates = machine_rates(replace(MODEL, layers=(LAYER,) * 12), htod=50.0)

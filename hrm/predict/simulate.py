@@ -86,12 +86,13 @@ class Simulator:
 
     def pass_seconds(self, policy: Policy, work: PassSlice, cache: CacheStats | None = None) -> float:
         """Makespan of one pass, from a few of its layers where the rest repeats them; equal to the whole
-        simulation's.
+        simulation's. Before it comes what the cache's predictor takes.
         """
         seconds = self._short_seconds(policy, work) if cache is None else None
         if seconds is not None:
             return seconds
-        return self.simulate(policy, work, cache).timeline.makespan
+        before = cache.forecast_seconds if cache is not None else 0.0
+        return before + self.simulate(policy, work, cache).timeline.makespan
 
     @cached_property
     def _shorter(self) -> "tuple[Simulator, ...]":

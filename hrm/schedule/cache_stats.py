@@ -17,6 +17,7 @@ class CacheStats:
     prefetched: share of those that are copied ahead of the router; empty: none. The rest is copied after it.
     wasted: share of the layer's experts that are copied ahead and not chosen; empty: none. on_cpu: share of the touched
     ones that are not copied but computed on the CPU; empty: 1 - F_g of those that are neither resident nor prefetched.
+    forecast_seconds: what the predictor takes before the pass, while nothing else runs; 0: left out.
     """
 
     touched: tuple[float, ...]
@@ -24,6 +25,7 @@ class CacheStats:
     prefetched: tuple[float, ...] = ()
     wasted: tuple[float, ...] = ()
     on_cpu: tuple[float, ...] = ()
+    forecast_seconds: float = 0.0
 
     def prefetched_in(self, layer: int) -> float:
         """Share of a layer's touched experts that are copied ahead."""
