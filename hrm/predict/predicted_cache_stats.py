@@ -94,7 +94,8 @@ def stats_of_counts(counts: CacheCounts, passes: int, num_experts: int, model: M
         (counts.prefetched - used) / (passes * num_experts),
         counts.on_cpu / counts.demanded,
     )
-    return CacheStats(*(_by_layer(values.tolist(), model) for values in parts))
+    touched, hit_rate, prefetched, wasted, on_cpu = (_by_layer(values.tolist(), model) for values in parts)
+    return CacheStats(touched, hit_rate, prefetched, wasted, on_cpu)
 
 
 def _by_layer(values: list[float], model: ModelSpec) -> tuple[float, ...]:
