@@ -5,10 +5,12 @@ python benchmarks/expert_cache.py --synthetic qwen3-30b-a3b --profile this-machi
 
 Weights are random; which experts a token takes comes from the trace (`scaled_routing.py`), and so do the predictions,
 with the predictor's real mistakes. Modes: `load_everything` streams all experts of every layer; lru, lfu: fetched after
-the router; predictive: copied ahead by prediction and corrected; `units`: two batches in turns, as they come and
-regrouped by predicted paths, so with twice the requests. A hit is an expert that has a slot when the router chooses it;
-late hits are those whose copy had yet to arrive. With --predictor its time is part of every pass. Predicted: the
-simulator with the run's own counts; it knows neither the predictor's time nor the host's wait for the routers.
+the router; predictive: copied ahead by prediction and corrected; lru_cpu, predictive_cpu: the same, and only a share of
+what the router misses is copied, the experts of the fewest tokens are computed on the CPU (--experts-on-gpu, or the
+share at which a decode pass is fastest in simulation, for a replay of the same routing); `units`: two batches in turns,
+as they come and regrouped by predicted paths, so with twice the requests. A hit is an expert that has a slot when the
+router chooses it; late hits are those whose copy had yet to arrive. With --predictor its time is part of every pass.
+Predicted: the simulator with the run's own counts, and what the run's forecasts took before its passes.
 """
 
 import argparse
@@ -16,12 +18,13 @@ import json
 import statistics
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from expert_cache_setting import Setting, make_setting, policy_of, requests_of
+from expert_cache_setting import ON_CPU, Setting, Timed, make_setting, policy_of, requests_of
+from expert_cache_share import simulated_shares
 from gpu_machine import describe_machine
 
 from hrm.errors import HrmError
@@ -36,17 +39,24 @@ from runtime.engine import Engine
 from runtime.experts.units import Units
 from runtime.requests.request import Request
 
-MODES = ("load_everything", "lru", "lfu", "predictive", "units", "units_regrouped")
+MODES = (
+    "load_everything", "lru", "lfu", "predictive", "lru_cpu", "predictive_cpu", "units", "units_regrouped",
+)  # fmt: skip
 
 
-def run(mode: str, setting: Setting, simulator: Simulator, warmup: int) -> dict[str, Any]:
-    """Decode passes of full batches after the first ones."""
-    policy, units = policy_of(mode, setting), None
+def run(mode: str, setting: Setting, simulator: Simulator, warmup: int, copied: float | None) -> dict[str, Any]:
+    """Decode passes of full batches after the first ones. copied: share of missed experts; None: the best simulated."""
+    shares: dict[float, float] = {}
+    if mode.endswith(ON_CPU) and copied is None:
+        shares = simulated_shares(mode, setting, simulator)
+        copied = min(shares, key=lambda share: shares[share])
+    policy, units = policy_of(mode, setting, copied if mode.endswith(ON_CPU) and copied is not None else 1.0), None
     if mode.startswith("units"):
         units = Units(setting.batch, setting.replay.paths if mode == "units_regrouped" else None)
     on_gpu = setting.device.startswith("cuda")
     began = time.perf_counter()
-    engine = Engine(setting.model, policy, setting.device, setting.gpu_memory, forecast=setting.forecast, units=units)
+    forecast = Timed(setting.forecast)
+    engine = Engine(setting.model, policy, setting.device, setting.gpu_memory, forecast=forecast, units=units)
     loaded = time.perf_counter() - began
     with engine:
         engine.runner.replay = setting.replay
@@ -57,7 +67,9 @@ def run(mode: str, setting: Setting, simulator: Simulator, warmup: int) -> dict[
             torch.cuda.reset_peak_memory_stats()
         passes = _decode_passes(engine, waiting, warmup)
         found = {"load_seconds": loaded, **_speed(passes), **_cache(engine, passes), **_memory(engine, on_gpu)}
-        return found | _predicted(engine, simulator, policy, passes)
+        found |= {"experts_on_gpu": policy.experts_on_gpu, "simulated_seconds_by_share": shares}
+        before = statistics.fmean(forecast.seconds[-len(passes) :]) if forecast.seconds else 0.0
+        return found | _predicted(engine, simulator, policy, passes, before)
 
 
 @dataclass(frozen=True)
@@ -118,17 +130,21 @@ def _memory(engine: Engine, on_gpu: bool) -> dict[str, Any]:
     return {"gpu_parts": parts, "gpu_peak_bytes": peak, "full_residency_bytes": whole, "below_full": 1 - peak / whole}
 
 
-def _predicted(engine: Engine, simulator: Simulator, policy: Policy, passes: list[DecodePass]) -> dict[str, Any]:
-    """The simulation of the median pass's slice, with mean counts of all."""
+def _predicted(
+    engine: Engine, simulator: Simulator, policy: Policy, passes: list[DecodePass], forecast_seconds: float
+) -> dict[str, Any]:
+    """The simulation of the median pass's slice, with mean counts of all and what the forecasts took."""
     middle = sorted(passes, key=lambda p: p.seconds)[len(passes) // 2]
     counted = [p.counts for p in passes if p.counts is not None]
     stats = None
     if counted:
         total = CacheCounts(*(sum(getattr(c, name) for c in counted) for name in vars(counted[0])))
         stats = stats_of_counts(total, len(counted), engine.config.num_experts, engine.layout.sizes.model)
+        stats = replace(stats, forecast_seconds=forecast_seconds)
     seconds = simulator.pass_seconds(policy, middle.work, stats)
     mean = statistics.fmean(p.seconds for p in passes)
-    return {"predicted_seconds": seconds, "measured_seconds": mean, "error": seconds / mean - 1}
+    found = {"predicted_seconds": seconds, "measured_seconds": mean, "error": seconds / mean - 1}
+    return found | {"forecast_seconds": forecast_seconds}
 
 
 def arguments() -> argparse.Namespace:
@@ -145,6 +161,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--predictor", type=Path, help="run too, so that its time counts")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--slots", type=float, default=0.25, help="share of all experts")
+    parser.add_argument("--experts-on-gpu", type=float, help="share of missed experts copied in the modes with _cpu")
     parser.add_argument("--gen-len", type=int, default=32)
     parser.add_argument("--warmup", type=int, default=4, help="decode passes before those that count")
     parser.add_argument("--modes", nargs="*", default=list(MODES), choices=MODES)
@@ -168,7 +185,7 @@ def main() -> None:
     report["modes"] = modes = {}
     for mode in args.modes:
         try:
-            modes[mode] = found = run(mode, setting, simulator, args.warmup)
+            modes[mode] = found = run(mode, setting, simulator, args.warmup, args.experts_on_gpu)
         except (HrmError, torch.OutOfMemoryError) as error:
             modes[mode] = {"failed": str(error)}
             print(f"{mode}: failed: {error}", flush=True)

@@ -1,7 +1,8 @@
 """What the modes of `expert_cache.py` share: model, recorded routing and predictions, requests, policies."""
 
 import argparse
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ from runtime.requests.random_prompts import random_requests
 from runtime.requests.request import Request, Sampling
 from runtime.sequences import SequenceTable
 
+ON_CPU = "_cpu"  # ends the names of modes that leave missed experts to the CPU
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -40,14 +43,17 @@ class Setting:
     gpu_memory: float | None
 
 
-def policy_of(mode: str, setting: Setting) -> Policy:
-    """Attention and KV cache on the GPU; experts as the mode has them."""
-    cache = "predictive" if mode.startswith("units") else mode
+def policy_of(mode: str, setting: Setting, copied: float = 1.0) -> Policy:
+    """Attention and KV cache on the GPU; experts as the mode has them. copied: share of missed experts, where the CPU
+    computes the others.
+    """
+    cache = "predictive" if mode.startswith("units") else mode.removesuffix(ON_CPU)
     loads = mode == "load_everything"
     size = setting.batch
     return Policy(
         schedule="layer_streaming" if loads else "expert_cache", batch_size=size, micro_batch_size=size,
-        ffn_batch_size=size, attention_on_gpu=1.0, experts_on_gpu=1.0, weights_on_gpu=0.0 if loads else setting.slots,
+        ffn_batch_size=size, attention_on_gpu=1.0, experts_on_gpu=copied,
+        weights_on_gpu=0.0 if loads else setting.slots,
         kv_on_gpu=1.0, dense_weights_on_gpu=1.0, weights_on_disk=0.0, attention_place="resident",
         ffn_batching="micro_batch", mixed_prefill=False, prefill_chunk_tokens=1024, page_pool_bytes=0.0,
         tensor_parallel_size=1, hidden_states_by="kernel", expert_cache="rows" if loads else cache,  # type: ignore[arg-type]
@@ -74,6 +80,21 @@ def make_setting(args: argparse.Namespace) -> Setting:
     if args.predictor is not None:
         forecast = costed(replay, load_predictor(args.predictor, torch.device(args.device)).predictor)
     return Setting(model, replay, forecast, prompts, args.gen_len, args.batch, args.slots, args.device, limit)
+
+
+@dataclass
+class Timed:
+    """A forecast, and what each of its calls took, in seconds."""
+
+    forecast: Forecast
+    seconds: list[float] = field(default_factory=list)
+
+    def __call__(self, batch: Batch, table: SequenceTable) -> NDArray[np.float64] | None:
+        """What the forecast says."""
+        began = time.perf_counter()
+        found = self.forecast(batch, table)
+        self.seconds.append(time.perf_counter() - began)
+        return found
 
 
 def costed(replay: RoutingReplay, predictor: RoutingPredictor) -> Forecast:

@@ -71,6 +71,18 @@ POLICIES: dict[str, Policy] = {
     "expert cache, predictive": make_policy(
         "expert_cache", 4, 1, weights_on_gpu=0.5, expert_cache="predictive", **RESIDENT, **KERNEL
     ),
+    "expert cache, lru, misses on both": make_policy(
+        "expert_cache", 4, 1, weights_on_gpu=0.5, expert_cache="lru", experts_on_gpu=0.5, **RESIDENT
+    ),
+    "expert cache, lru, misses on the CPU": make_policy(
+        "expert_cache", 4, 1, weights_on_gpu=0.5, expert_cache="lru", experts_on_gpu=0.0, **RESIDENT, **KERNEL
+    ),
+    "expert cache, predictive, misses on both": make_policy(
+        "expert_cache", 4, 1, weights_on_gpu=0.5, expert_cache="predictive", experts_on_gpu=0.5, **RESIDENT, **KERNEL
+    ),
+    "expert cache, predictive, misses on the CPU": make_policy(
+        "expert_cache", 4, 1, weights_on_gpu=0.25, expert_cache="predictive", experts_on_gpu=0.0, **RESIDENT
+    ),
     "expert cache, all resident": make_policy(
         "expert_cache", 4, 1, weights_on_gpu=1.0, expert_cache="predictive", **RESIDENT
     ),

@@ -30,6 +30,9 @@ from hrm.predict.routing_predictions import save_predictions
 from hrm.predict.routing_source import Routing, routed_cache_stats
 from hrm.predict.routing_trace import RoutingTrace, save_routing_trace
 from hrm.predict.simulate import PassSimulation, Simulator
+from hrm.predict.throughput import simulate_throughput
+from hrm.roofline.linear import expert_operator
+from hrm.roofline.operator import scale
 from hrm.roofline.sizes import Sizes
 from hrm.schedule.build import CacheStats, build_graph, page_plan
 from hrm.schedule.expert_slots import num_expert_slots
@@ -49,7 +52,7 @@ from hrm.spec.precision import Precision
 from hrm.spec.workload import make_workload
 
 GOLDENS = Path(__file__).parent / "data" / "schedules"
-NAMES = ("expert_cache_lru", "expert_cache_predictive")
+NAMES = ("expert_cache_lru", "expert_cache_predictive", "expert_cache_predictive_on_cpu")
 MODES = ("lru", "lfu", "static", "predictive")
 PRECISION = Precision("bf16", "bf16", "bf16", "bf16")
 PREFETCH, CORRECTION, FFN = Kind.EXPERT_PREFETCH, Kind.EXPERT_CORRECTION, Kind.EXPERT_FFN
@@ -119,6 +122,42 @@ def test_shares_are_those_of_the_statistics():
     assert shares[FFN] == [0.75, 0.25, 1.0, 0.0, 0.75, 0.25]  # of the experts that tokens choose
 
 
+def test_order_of_a_pass_whose_misses_are_on_both():
+    """Hidden states leave before the gate, the CPU works beside both expert tasks, its result is waited for last."""
+    graph = tiny_graph(cached("lru", experts_on_gpu=0.5))
+    store, on_cpu, loaded = Kind.HIDDEN_STORE, Kind.CPU_EXPERT_FFN, Kind.HIDDEN_LOAD
+    layer = [(store, 0), (CORRECTION, None), (FFN, None), (FFN, None), (on_cpu, 0), (loaded, 0)]
+    expected = [(kind, i, j) for i in range(3) for kind, j in layer]
+    assert places(graph, *(kind for kind, _ in layer)) == expected
+    at = {kind: [i for i, t in enumerate(graph.tasks) if t.kind == kind] for kind, _ in layer}
+    tasks = graph.tasks
+    assert [tasks[i].after for i in at[on_cpu]] == [(i,) for i in at[store]]
+    assert [tasks[i].after for i in at[loaded]] == [(i,) for i in at[on_cpu]]
+    entered = [t for t in tasks if t.kind == Kind.PRE_ATTENTION][1:]
+    assert [t.after for t in entered] == [(*at[FFN][2 * i : 2 * i + 2], at[loaded][i]) for i in range(2)]
+
+
+def test_a_pass_of_prompts_leaves_nothing_to_the_cpu():
+    both, gpu = (tiny_graph(cached("lru", experts_on_gpu=share), "prefill") for share in (0.25, 1.0))
+    assert both == gpu
+    assert not places(both, Kind.CPU_EXPERT_FFN)
+
+
+def test_shares_of_misses_on_the_cpu():
+    stats = CacheStats((0.5, 0.25, 1.0), (0.5, 1.0, 0.25), (0.25, 0.0, 0.5))
+    chosen = cached("predictive", experts_on_gpu=0.75)
+    counted = replace(stats, on_cpu=(0.125, 0.0, 0.25))
+    for known, on_cpu in ((stats, [0.0625, 0.0, 0.0625]), (counted, [0.125, 0.0, 0.25])):
+        graph = build_graph(SIZES, pass_slice(chosen, "decode"), chosen, known)
+        validate(graph)
+        tasks = [t.work for t in graph.tasks if t.kind == Kind.CPU_EXPERT_FFN]
+        missed = [0.25, 0.0, 0.25]
+        assert [work.share for work in tasks] == on_cpu
+        assert [work.experts for work in tasks] == [t * c for t, c in zip(stats.touched, on_cpu, strict=True)]
+        copied = [t.work.share for t in graph.tasks if t.kind == CORRECTION]
+        assert copied == [t * (m - c) for t, m, c in zip(stats.touched, missed, on_cpu, strict=True)]
+
+
 def test_without_statistics_prediction_is_right_as_far_as_slots_hold_two_layers():
     chosen = cached("predictive", weights_on_gpu=0.75)  # 18 slots of 24; 12 tokens touch 97 % of 8 experts
     graph = tiny_graph(chosen)
@@ -131,12 +170,13 @@ def test_without_statistics_prediction_is_right_as_far_as_slots_hold_two_layers(
     assert [t.work.share for t in tight.tasks if t.kind == CORRECTION] == pytest.approx([0.75 * touched] * 3)
 
 
+@pytest.mark.parametrize("copied", [1.0, 0.5, 0.0])
 @pytest.mark.parametrize("mode", MODES)
-def test_all_variants_are_valid(mode: str):
+def test_all_variants_are_valid(mode: str, copied: float):
     for sizes in (SIZES, Sizes(alternating(5), PRECISION)):
         for devices, queue, share in ((1, "kernel", 0.25), (1, "copy_engine", 1.0), (2, "kernel", 0.5)):
             chosen = cached(mode, hidden_states_by=queue, tensor_parallel_size=devices, weights_on_gpu=share,
-                            dense_weights_on_gpu=0.5, prefill_chunk_tokens=9)  # fmt: skip
+                            dense_weights_on_gpu=0.5, prefill_chunk_tokens=9, experts_on_gpu=copied)  # fmt: skip
             for work in (pass_slice(chosen, "decode"), prefill_slice(chosen, WORKLOAD)):
                 graph = build_graph(sizes, work, chosen)
                 validate(graph)
@@ -161,6 +201,7 @@ def without(graph: TaskGraph, kind: Kind, nth: int, *awaited: Kind) -> TaskGraph
 
 
 GRAPH = tiny_graph(cached("predictive", hidden_states_by="kernel"))
+ON_BOTH = tiny_graph(cached("predictive", hidden_states_by="kernel", weights_on_gpu=0.25, experts_on_gpu=0.5))
 BROKEN = {
     "before the prefetch": (without(GRAPH, FFN, 0, PREFETCH), "may read slots 0 of predicted experts, MoE layer 0"),
     "before the correction": (without(GRAPH, FFN, 1, CORRECTION), "may read slots of corrected experts, MoE layer 0"),
@@ -169,6 +210,13 @@ BROKEN = {
     "missing": (changed(GRAPH, CORRECTION, 2, layer=1), "expert_correction L1 runs 2 times, not 1"),
     "repeated": (changed(GRAPH, PREFETCH, 2, layer=1), "expert_prefetch L1 runs 2 times, not 1"),
     "micro-batch": (changed(GRAPH, FFN, 1, micro_batch=0), "serves one micro-batch; experts in slots serve all"),
+    "CPU before the router": (
+        without(ON_BOTH, Kind.HIDDEN_STORE, 1, Kind.POST_ATTENTION),
+        "may read routed tokens of M0 in L1",
+    ),
+    "CPU before its tokens": (without(ON_BOTH, Kind.CPU_EXPERT_FFN, 1, Kind.HIDDEN_STORE), "on the host before"),
+    "CPU left out": (without(ON_BOTH, Kind.PRE_ATTENTION, 1, Kind.HIDDEN_LOAD), "hidden state of M0 entering L1"),
+    "CPU twice": (changed(ON_BOTH, Kind.CPU_EXPERT_FFN, 2, layer=1), "experts of L1 M0: their shares add up to"),
     "queue": (changed(GRAPH, PREFETCH, 1, resource=Resource.DTOH), "is on queue DTOH; it runs on HTOD"),
 }
 
@@ -184,7 +232,8 @@ def test_broken_graphs_are_refused(case: str):
     ("changes", "message"),
     [
         ({"schedule": "cgopipe"}, "expert_cache lru needs schedule expert_cache, not cgopipe"),
-        ({"experts_on_gpu": 0.5}, "needs experts_on_gpu 1, not 0.5"),
+        ({"experts_on_gpu": 1.5}, "less than or equal to 1"),
+        ({"experts_on_gpu": 0.25, "expert_cache": "rows"}, "weights_on_gpu exceeds experts_on_gpu"),
         ({"weights_on_disk": 0.25}, "needs weights_on_disk 0, not 0.25"),
         ({"host_weights": "pageable"}, "needs host_weights page_locked"),
         ({"expert_cache": "fifo"}, "rows"),
@@ -233,9 +282,11 @@ def test_a_copy_costs_its_bytes_and_a_latency_per_expert():
     graph = build_graph(SIZES, pass_slice(chosen, "decode"), chosen, uniform_stats(0.5, 0.25, 0.5, 0.125))
     link, wait = rates.machine.link_bytes_per_s("htod"), rates.machine.link_latency("htod")
     expert = SIZES.expert_bytes / 24
-    for kind, experts in ((PREFETCH, 8 * (0.25 + 0.125)), (CORRECTION, 8 * 0.125)):
+    gate = rates.machine.link_latency("dtoh")  # the routers' choice on its way; this profile states no task_overhead
+    for kind, experts, waits in ((PREFETCH, 8 * (0.25 + 0.125), 0.0), (CORRECTION, 8 * 0.125, gate)):
         cost = costs.of_task(next(t for t in graph.tasks if t.kind == kind), graph)
-        assert cost.seconds == pytest.approx(experts * (expert / link + wait))
+        assert cost.seconds == pytest.approx(experts * (expert / link + wait) + waits)
+        assert cost.overhead == waits
         assert cost.bytes == cost.dram_bytes == pytest.approx(experts * expert)
 
 
@@ -289,6 +340,43 @@ def test_a_predicted_pass_by_hand():
     assert run.timeline.makespan == pytest.approx(now + of(run, Kind.LM_HEAD)[0], rel=1e-9)
 
 
+def test_a_pass_with_misses_on_both_by_hand():
+    """The CPU computes beside the correction and both expert tasks; the next layer waits for all."""
+    run = simulated(machine_rates(), cached("lru", experts_on_gpu=0.5), uniform_stats(0.75, 0.25))
+    ffn, correction, on_cpu = of(run, FFN), of(run, CORRECTION), of(run, Kind.CPU_EXPERT_FFN)
+    sent, back = of(run, Kind.HIDDEN_STORE), of(run, Kind.HIDDEN_LOAD)
+    expected = of(run, Kind.EMBEDDING_LOAD)[0] + of(run, Kind.LM_HEAD)[0]
+    for i, routed in enumerate(chain(run)):
+        copied = max(ffn[2 * i], correction[i]) + ffn[2 * i + 1]
+        expected += routed + max(copied, max(sent[i] + on_cpu[i], correction[i]) + back[i])
+    assert run.timeline.makespan == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_cpu_reads_the_experts_that_are_left_to_it():
+    """Of the layer's experts those of the statistics, not those that so many tokens are expected to touch."""
+    rates, costs = machine_rates(), TaskCosts(machine_rates())
+    chosen = cached("lru", experts_on_gpu=0.5)
+    graph = build_graph(SIZES, pass_slice(chosen, "decode"), chosen, uniform_stats(0.5, 0.5))
+    task = next(t for t in graph.tasks if t.kind == Kind.CPU_EXPERT_FFN)
+    cost = costs.of_task(task, graph)
+    read, choices = 8 * 0.5 * 0.25, 4 * 2 * 0.25  # of 8 experts; of 4 tokens' top-2
+    assert task.work.share == 0.25
+    assert cost.flops == pytest.approx(choices * 2 * 3 * 64 * 128)
+    assert cost.bytes == pytest.approx(read * SIZES.expert_bytes / 24 + choices * (2 * 64 + 3 * 128) * 2)
+    op = scale(expert_operator(replace(MODEL, layers=(LAYER,)), PRECISION, 4.0), 0.25)
+    whole = replace(op, weight_bytes=read * SIZES.expert_bytes / 24)
+    assert cost.seconds == pytest.approx(float(rates.machine.seconds("cpu", whole, choices / read)))
+    none = build_graph(SIZES, pass_slice(chosen, "decode"), chosen, uniform_stats(0.5, 1.0))
+    assert costs.of_task(next(t for t in none.tasks if t.kind == Kind.CPU_EXPERT_FFN), none).flops == 0
+
+
+def test_what_a_forecast_takes_comes_before_the_pass():
+    chosen, stats, work = cached("predictive"), uniform_stats(0.5, 0.5), decode_slice(cached("predictive"), 10.0)
+    simulator = Simulator(machine_rates())
+    without_it = simulator.pass_seconds(chosen, work, stats)
+    assert simulator.pass_seconds(chosen, work, replace(stats, forecast_seconds=0.5)) == without_it + 0.5
+
+
 def test_right_prediction_hides_copies_behind_long_compute():
     """Of a fast link only the first prefetches are seen, which nothing can hide."""
     rates = machine_rates(replace(MODEL, layers=(LAYER,) * 12), htod=50.0)
@@ -299,7 +387,8 @@ def test_right_prediction_hides_copies_behind_long_compute():
     late = simulated(rates, chosen, uniform_stats(1.0, 0.0, layers=12), tokens)
     assert of(ahead, PREFETCH)[0] < chain(ahead)[0]  # compute is long enough
     assert ahead.timeline.makespan - resident.timeline.makespan <= 2 * of(ahead, PREFETCH)[0]
-    assert late.timeline.makespan - resident.timeline.makespan == pytest.approx(12 * of(ahead, PREFETCH)[0])
+    assert late.timeline.makespan - resident.timeline.makespan == pytest.approx(12 * of(late, CORRECTION)[0])
+    assert of(late, CORRECTION)[0] == pytest.approx(of(ahead, PREFETCH)[0] + rates.machine.link_latency("dtoh"))
 
 
 @settings(fixed, max_examples=60)
@@ -382,6 +471,24 @@ def test_replayed_statistics_count_every_copy_once():
         assert all(0 <= stats.prefetched_in(i) + stats.hit_rate[i] <= 1 for i in layers)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_replays_leave_a_share_of_the_misses_to_the_cpu(mode: str):
+    trace = random_trace(8, 12)
+    routing = Routing(trace=trace, predictions=np.full((len(trace.prompt), 3, 8), 0.25, np.float16))
+
+    def found(copied: float) -> CacheStats:
+        return routed_cache_stats(routing, SIZES, cached(mode, weights_on_gpu=0.5, experts_on_gpu=copied))
+
+    whole, both, none = found(1.0), found(0.5), found(0.0)
+    assert not any(whole.on_cpu)
+    missed, on_cpu = (sum(map(share, range(3))) for share in (both.missed_in, lambda i: both.on_cpu_in(i, 0.5)))
+    assert 0.3 * missed < on_cpu < missed  # whole experts: of a single one all
+    assert [none.on_cpu_in(i, 0.0) for i in range(3)] == pytest.approx([none.missed_in(i) for i in range(3)])
+    assert both.touched == pytest.approx(whole.touched)
+    if mode == "lru":  # what the CPU computes does not come in
+        assert none.hit_rate != whole.hit_rate
+
+
 def test_traces_and_predictions_decide_the_statistics():
     trace = random_trace(8, 12)
     right, chosen = Routing(trace=trace, predictions=true_predictions(trace)), cached("predictive", weights_on_gpu=0.75)
@@ -406,7 +513,7 @@ def qwen() -> Rates:
 
 def test_closed_form_knows_the_caches(qwen: Rates):
     for mode in ("lru", "predictive"):
-        found = best_cached(qwen, Routing(), mode, 4)
+        found = best_cached(qwen, Routing(), mode, 4, experts_on_cpu=False)
         assert found is not None
         closed = predict(qwen, found.policy)
         assert found.policy.expert_cache == mode
@@ -419,9 +526,33 @@ def test_closed_form_knows_the_caches(qwen: Rates):
         )
 
 
+def test_the_search_balances_link_and_cpu(qwen: Rates):
+    """Whatever the routing, no share of the misses that is tried is faster than the one that is found."""
+    for mode in ("lru", "static"):
+        for routing in (Routing(), Routing(1.1)):
+            both = best_cached(qwen, routing, mode, 8)
+            gpu = best_cached(qwen, routing, mode, 8, experts_on_cpu=False)
+            assert both is not None
+            assert gpu is not None
+            assert 0 < both.policy.experts_on_gpu < gpu.policy.experts_on_gpu == 1
+            assert both.generation_throughput > 1.2 * gpu.generation_throughput
+            simulator = Simulator(qwen.for_chunk(both.policy.prefill_chunk_tokens))
+            for share in (0.0, 0.25, 0.5, 0.75):
+                other = Policy.model_validate(both.policy.model_dump() | {"experts_on_gpu": share})
+                stats = routed_cache_stats(routing, qwen.sizes, other)
+                rate = simulate_throughput(simulator, other, stats).generation_throughput
+                assert rate <= both.generation_throughput * (1 + 1e-9)
+    uniform = best_cached(qwen, Routing(), "lru", 8)
+    assert uniform is not None
+    assert uniform.simulated.share_of_roof == pytest.approx(1.0, abs=0.05)
+    right = best_cached(qwen, Routing(), "predictive", 8)
+    assert right is not None
+    assert right.policy.experts_on_gpu == 1  # nothing is missed
+
+
 def test_skew_raises_what_a_cache_of_experts_is_worth(qwen: Rates):
     def rate(routing: Routing, mode: str) -> float:
-        found = best_cached(qwen, routing, mode, 2)
+        found = best_cached(qwen, routing, mode, 2, experts_on_cpu=False)
         assert found is not None
         return found.generation_throughput
 

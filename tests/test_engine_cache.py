@@ -21,6 +21,9 @@ from runtime.experts.cache import ExpertSlots
 from runtime.experts.recorder import RoutingRecorder
 from runtime.experts.replay import replay_of
 from runtime.experts.units import Units
+from runtime.kernels.cpu_experts import addresses
+from runtime.kernels.expert_mlp import expert_mlp
+from runtime.kernels.listed_experts import listed_experts
 from runtime.requests.request import Completion, Request, Sampling
 from runtime.sequences import SequenceTable
 
@@ -73,13 +76,32 @@ def test_any_policy_and_size(
     assert torch.equal(logits, generated(model, policy_of(model, "lru", whole))[1])  # to the last bit
 
 
+@pytest.mark.parametrize("copied", [0.0, 0.3, 0.5])
+@pytest.mark.parametrize("slots", ["top_k", "a quarter", "all"])
+@pytest.mark.parametrize("cache", CACHES)
+def test_any_share_of_misses_on_the_cpu(
+    model: Checkpoint, expected: tuple[list[tuple[int, ...]], torch.Tensor], cache: str, slots: str, copied: float
+) -> None:
+    whole = model.config.num_experts * sum(model.config.moe_layers)
+    count = {"top_k": model.config.top_k, "a quarter": whole // 4, "all": whole}[slots]
+    by = KERNEL if copied else {}
+    tokens, logits = generated(model, policy_of(model, cache, count, experts_on_gpu=copied, **by))
+    assert tokens == expected[0]
+    torch.testing.assert_close(logits, expected[1], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("experts_on_gpu", [1.0, 0.5, 0.0])
 @pytest.mark.parametrize("kind", ["wrong", "nothing", "everything"])
-def test_any_prediction(model: Checkpoint, expected: tuple[list[tuple[int, ...]], torch.Tensor], kind: str) -> None:
+def test_any_prediction(
+    model: Checkpoint, expected: tuple[list[tuple[int, ...]], torch.Tensor], kind: str, experts_on_gpu: float
+) -> None:
     shape = sum(model.config.moe_layers), model.config.num_experts
     random = np.random.default_rng(0)
     demand = {"wrong": lambda: random.random(shape), "nothing": lambda: None, "everything": lambda: np.ones(shape)}
     tokens, logits = generated(
-        model, policy_of(model, "predictive", shape[1], **KERNEL), lambda batch, table: demand[kind]()
+        model,
+        policy_of(model, "predictive", shape[1], experts_on_gpu=experts_on_gpu, **KERNEL),
+        lambda batch, table: demand[kind](),
     )
     assert tokens == expected[0]
     torch.testing.assert_close(logits, expected[1], atol=1e-4, rtol=0)
@@ -95,7 +117,7 @@ def test_units_in_turns(model: Checkpoint, expected: tuple[list[tuple[int, ...]]
         sizes.append(len(slots))
         return random.random((len(slots), layers, experts)) < 0.3
 
-    policy = policy_of(model, "predictive", experts).resized(1, 2)
+    policy = policy_of(model, "predictive", experts, experts_on_gpu=0.5 if grouped else 1.0).resized(1, 2)
     units = Units(policy.batch_size, paths if grouped else None)
     tokens, logits = generated(model, policy, units=units)
     assert tokens == expected[0]
@@ -109,7 +131,7 @@ def test_a_pass_that_fails_leaves_no_expert_behind(
 ) -> None:
     """What the cache has planned and nobody has copied is not in place for the next run."""
     requests = [Request(str(i), (5 + i, 9, 7), Sampling(5, ignore_eos=True)) for i in range(4)]
-    policy, copies = policy_of(model, cache, 12), list[Fetch]()
+    policy, copies = policy_of(model, cache, 12, experts_on_gpu=0.75), list[Fetch]()
     real = ExpertSlots._copy
 
     def fails(slots: ExpertSlots, device: CpuDevice, fetch: Fetch, by_kernel: bool) -> None:
@@ -186,6 +208,44 @@ def test_statistics_add_up(model: Checkpoint) -> None:
         counts = engine.memory.slots.cache.stats
     assert (counts.demanded == counts.hits + counts.fetched).all() and counts.hits.sum() > 0
     assert engine.memory.gpu_parts["expert_weights"] == engine.memory.slots.nbytes
+
+
+@pytest.mark.parametrize("copied", [0.0, 0.5])
+def test_the_cpu_computes_its_share_of_decode_misses_and_none_of_the_prompts(model: Checkpoint, copied: float) -> None:
+    policy = policy_of(model, "lru", model.config.num_experts, experts_on_gpu=copied)
+    with Engine(model, policy, device="cpu") as engine:
+        list(engine.generate([(5, 6, 7), (8, 9)], Sampling(1, ignore_eos=True)))
+        assert engine.memory.slots is not None
+        prompts = engine.memory.slots.cache.stats
+        list(engine.generate([(5, 6, 7), (8, 9)], Sampling(6, ignore_eos=True)))
+        counts = engine.memory.slots.cache.stats.since(prompts)
+    assert prompts.on_cpu.sum() == 0 < prompts.fetched.sum()
+    assert (counts.demanded == counts.hits + counts.fetched + counts.on_cpu).all() and counts.on_cpu.sum() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("most_rows", [0, 2, 100])
+def test_listed_experts_whatever_their_rows(dtype: torch.dtype, most_rows: int) -> None:
+    """The kernel of few rows, PyTorch's matmuls, and both: each listed expert for the tokens that chose it."""
+    generator, (tokens, top_k, experts, hidden, inner) = torch.Generator().manual_seed(0), (9, 2, 6, 32, 16)
+    x = torch.randn(tokens, hidden, generator=generator).to(dtype)
+    gates = torch.rand(tokens, top_k, generator=generator)
+    chosen = torch.stack([torch.randperm(experts, generator=generator)[:top_k] for _ in range(tokens)]).numpy()
+    chosen[:5, 0], chosen[:5, 1] = 3, 1
+    weights = [
+        (torch.randn(2 * inner, hidden, generator=generator) / 6, torch.randn(hidden, inner, generator=generator) / 4)
+        for _ in range(experts)
+    ]
+    weights = [(a.to(dtype), b.to(dtype)) for a, b in weights]
+    where = np.array([addresses(*pair) for pair in weights], np.int64)
+    for listed in ((3, 0), (1, 2, 3, 4, 5), (), (0,)):
+        found = listed_experts(x, gates, chosen, listed, where, inner, 1, most_rows)
+        wanted = torch.zeros(tokens, hidden)
+        for t in range(tokens):
+            for c in range(top_k):
+                if (expert := int(chosen[t, c])) in listed:
+                    wanted[t] += gates[t, c] * expert_mlp(x[t : t + 1], *weights[expert])[0].float()
+        torch.testing.assert_close(found, wanted, atol=1e-5 if dtype == torch.float32 else 3e-2, rtol=0)
 
 
 def test_a_cache_smaller_than_top_k_is_refused(model: Checkpoint) -> None:

@@ -107,7 +107,8 @@ def test_ragged_attention_equals_padded() -> None:
     "policy_name",
     [
         "cgopipe, kernel", "auto, mixed, batch", "flexgen, part resident", "module_batched, split",
-        "expert cache, lru", "expert cache, predictive",
+        "expert cache, lru", "expert cache, predictive", "expert cache, lru, misses on both",
+        "expert cache, predictive, misses on both", "expert cache, predictive, misses on the CPU",
     ],
 )  # fmt: skip
 def test_bf16_on_a_gpu_stays_near(checkpoints: dict[str, Path], policy_name: str) -> None:

@@ -75,6 +75,15 @@ def cases(draw: st.DrawFn) -> tuple[CachePolicy, int, int, int, int, int, bool]:
     return draw(st.sampled_from(POLICIES)), layers, experts, top_k, slots, draw(st.integers(0, 99)), draw(st.booleans())
 
 
+SHARES = ((1.0,), (0.0, 0.5, 1.0), (0.0,), (0.25, 0.6, 1.0))  # of missed experts copied, pass by pass
+
+
+def check_fewest(tokens: dict[int, int], plan: GatePlan) -> None:
+    """No expert on the CPU has more tokens than one that is copied."""
+    most = max((tokens[expert] for expert in plan.on_cpu), default=0)
+    assert all(tokens[fetch.expert] >= most for wave in plan.waves for fetch in wave)
+
+
 def drive(policy: CachePolicy, layers: int, experts: int, top_k: int, slots: int, seed: int, predict: bool) -> Memory:
     """Four random passes, the second of them given up after its first layer."""
     rng = np.random.default_rng(seed)
@@ -93,16 +102,26 @@ def drive(policy: CachePolicy, layers: int, experts: int, top_k: int, slots: int
             assert limit is None or len(fetches) <= limit
             memory.copy(fetches)
             touched = rng.permutation(experts)[: rng.integers(0, experts + 1)].tolist()
-            plan = cache.gate(layer, touched)
-            assert sorted(memory.compute(layer, plan)) == sorted(touched)
+            copied, before = float(rng.choice(SHARES[number])), cache.stats.fetched[layer]
+            tokens = rng.integers(1, 5, len(touched)).tolist()
+            plan = cache.gate(layer, touched, tokens, copied)
+            missed = len(touched) - len(plan.hits)
+            assert abs(len(plan.on_cpu) - (1 - copied) * missed) <= 0.5
+            assert sum(map(len, plan.waves)) == missed - len(plan.on_cpu) == cache.stats.fetched[layer] - before
+            check_fewest(dict(zip(touched, tokens, strict=True)), plan)
+            assert sorted([*memory.compute(layer, plan), *plan.on_cpu]) == sorted(touched)
+            assert not memory.strict or not any((layer, expert) in memory.slots for expert in plan.on_cpu), (
+                "on the CPU and in a slot"
+            )
             in_use = {slot for _, slot in plan.hits} | {fetch.slot for wave in plan.waves for fetch in wave}
             beside = cache.prefetch(layer, 2)
             assert in_use.isdisjoint(fetch.slot for fetch in beside), "would overwrite what is being computed"
+            assert not {(f.layer, f.expert) for f in beside} & {(layer, expert) for expert in plan.on_cpu}
             memory.copy(beside)
             cache.complete(layer)
             demanded, ahead = demanded + len(touched), ahead + len(fetches) + len(beside)
     stats = cache.stats
-    assert (stats.demanded == stats.hits + stats.fetched).all()
+    assert (stats.demanded == stats.hits + stats.fetched + stats.on_cpu).all()
     assert (stats.wasted <= stats.prefetched).all()
     assert (stats.demanded.sum(), stats.prefetched.sum()) == (demanded, ahead)
     return memory
@@ -193,6 +212,30 @@ def test_more_experts_than_slots_go_in_waves() -> None:
     assert [[fetch.expert for fetch in wave] for wave in plan.waves] == [[0, 1], [2, 3], [4]]
 
 
+def test_the_cpu_takes_the_fewest_tokens_then_what_the_cache_wants_least() -> None:
+    cache = ExpertCache(1, 8, 4, "lfu", 1)
+    for touched in ([5], [5, 6], []):
+        cache.begin_pass(None)
+        cache.gate(0, touched, None, 0.0)
+        cache.complete(0)
+    cache.begin_pass(None)
+    plan = cache.gate(0, [5, 6, 7, 1], [1, 1, 1, 3], 0.5)  # 5 was asked for twice, 6 once
+    assert plan.on_cpu == (6, 7)
+    assert [[fetch.expert for fetch in wave] for wave in plan.waves] == [[1, 5]]
+    assert cache.stats.on_cpu.tolist() == [5]
+
+
+def test_what_the_cpu_computes_does_not_enter_the_cache() -> None:
+    for policy in POLICIES:
+        cache = ExpertCache(2, 4, 8, policy, 1)
+        for _ in range(3):
+            cache.begin_pass(None)
+            for layer in range(2):
+                assert cache.gate(layer, [0, 3], [1, 1], 0.0) == GatePlan((), (), (0, 3))
+                cache.complete(layer)
+        assert cache.stats.on_cpu.tolist() == [6, 6] and cache.stats.fetched.sum() == 0
+
+
 def test_demand_of_a_batch() -> None:
     tokens = np.array([[[0.5, 0.0, 1.0]], [[0.5, 0.25, 0.5]]])
     assert batch_demand(tokens) == pytest.approx(np.array([[0.75, 0.25, 1.0]]))
@@ -224,6 +267,10 @@ def test_calls_out_of_turn_are_refused() -> None:
         cache.complete(0)
     with pytest.raises(ScheduleError, match="prefetch of layer 1"):
         cache.prefetch(1)
+    with pytest.raises(ScheduleError, match="tokens of 2 experts, 1 are touched"):
+        cache.gate(0, [1], [3, 4], 0.5)
+    with pytest.raises(PolicyError, match=r"copied 1\.5 of the missed"):
+        cache.gate(0, [1], [3], 1.5)
     for wrong in ([4], [-1], [1, 1]):
         with pytest.raises(ScheduleError, match="give each once"):
             cache.gate(0, wrong)

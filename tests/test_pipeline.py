@@ -108,10 +108,11 @@ def test_waiting_for_the_latest_is_waiting_for_all() -> None:
             assert all(graph.queues[other][position] == before for before, other, position in wiring.waits[i])
 
 
-def test_the_gpus_own_lanes_share_a_thread(pipeline: Pipeline) -> None:
+@pytest.mark.parametrize("name", [TOGETHER, "expert_cache_predictive", "expert_cache_predictive_on_cpu"])
+def test_the_gpus_own_lanes_share_a_thread(pipeline: Pipeline, name: str) -> None:
     recorder = Recorder()
-    pipeline.run(wiring_of(TOGETHER), recorder)
-    tasks = wiring_of(TOGETHER).graph.tasks
+    pipeline.run(wiring_of(name), recorder)
+    tasks = wiring_of(name).graph.tasks
     used = {recorder.threads[i] for i, task in enumerate(tasks) if task.resource in ISSUED_TOGETHER}
     assert used == {"queue GPU"}
     assert {recorder.threads[i] for i, t in enumerate(tasks) if t.resource == Resource.HTOD} == {"queue HTOD"}

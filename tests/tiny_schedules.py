@@ -75,6 +75,19 @@ VARIANTS = NAMED | {
         hidden_states_by="kernel",
         dense_weights_on_gpu=0.5,
     ),
+    "expert_cache_predictive_on_cpu": policy(
+        "expert_cache",
+        "resident",
+        1,
+        expert_cache="predictive",
+        page_pool_bytes=0.0,
+        hidden_states_by="kernel",
+        weights_on_gpu=0.25,
+        experts_on_gpu=0.5,
+    ),
+    "expert_cache_lru_on_cpu": policy(
+        "expert_cache", "resident", 1, expert_cache="lru", page_pool_bytes=0.0, experts_on_gpu=0.0
+    ),
     "auto_mixed_split": policy("auto", "split", **MIXED, hidden_states_by="kernel"),
     "auto_mixed_experts_on_cpu": policy("auto", "hybrid", **MIXED, **ON_CPU, dense_weights_on_gpu=0.0),
     "auto_kernel_experts_on_cpu": policy("auto", **ON_CPU, hidden_states_by="kernel"),

@@ -35,7 +35,7 @@ def print_cache_choice(result: Crossover) -> None:
     point = result.points[-1]
     rows = [_streaming_row(point.streaming)] if point.streaming else []
     rows += [_cache_row(CACHE_NAMES[mode], entry) for mode, entry in point.cached.items()]
-    columns = ("way", "N", "r_w", "in place", "ahead", "missed", "tokens/s")
+    columns = ("way", "N", "r_w", "in place", "ahead", "missed", "on CPU", "tokens/s")
     print_table("Expert caches against streaming, simulated", columns, rows)
     if point.streaming:
         print_text(f"Streaming: {describe_policy(point.streaming.policy)}")
@@ -44,12 +44,12 @@ def print_cache_choice(result: Crossover) -> None:
 
 def _streaming_row(entry: Refined) -> tuple[str, ...]:
     policy, rate = entry.policy, entry.simulated.generation_throughput
-    return ("streaming", f"{policy.batch_size:,}", f"{policy.weights_on_gpu:.3f}", "-", "-", "-", f"{rate:,.2f}")
+    return ("streaming", f"{policy.batch_size:,}", f"{policy.weights_on_gpu:.3f}", "-", "-", "-", "-", f"{rate:,.2f}")
 
 
 def _cache_row(name: str, entry: CachedPolicy) -> tuple[str, ...]:
-    policy, shares = entry.policy, routed_shares(entry.stats)
-    parts = (f"{shares[part]:.1%}" for part in ("hit_rate", "prefetched", "missed"))
+    policy, shares = entry.policy, routed_shares(entry.stats, entry.policy)
+    parts = (f"{shares[part]:.1%}" for part in ("hit_rate", "prefetched", "missed", "on_cpu"))
     return (
         name, f"{policy.batch_size:,}", f"{policy.weights_on_gpu:.3f}", *parts, f"{entry.generation_throughput:,.2f}"
     )  # fmt: skip

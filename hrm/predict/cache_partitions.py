@@ -44,11 +44,17 @@ class LayerPartitions:
         """Nothing: these policies wait for the gate."""
         return ()
 
-    def gate(self, layer: int, hits: dict[int, int], misses: list[int]) -> list[tuple[Fetch, ...]]:
-        """Copies of a layer's missed experts, in waves. `hits`: expert -> slot."""
+    def worth(self, layer: int) -> list[int]:
+        """What each of a layer's experts is worth to the cache [experts]: its key."""
+        return self._rank[layer]
+
+    def gate(
+        self, layer: int, hits: dict[int, int], misses: list[int], on_cpu: tuple[int, ...] = ()
+    ) -> list[tuple[Fetch, ...]]:
+        """Copies of a layer's missed experts, in waves. `hits`: expert -> slot; on_cpu: touched too, but not copied."""
         rank, base = self._rank[layer], layer * self._table.num_experts
         if not self._fixed:
-            for expert in (*hits, *misses):
+            for expert in (*hits, *misses, *on_cpu):
                 rank[expert] = self._pass if self._policy == "lru" else rank[expert] + 1
         entering, free = self._kept(layer, set(hits.values()), misses)
         passing = [expert for expert in misses if expert not in entering]

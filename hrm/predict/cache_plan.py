@@ -34,19 +34,21 @@ class GatePlan:
 
     hits: (expert, slot) of those in place. waves: copies of the others. No two copies of a wave share a slot. Slots of
     wave i are free once wave i - 1 is computed, those of wave 0 once the hits are. In wave 0, copies into slots that
-    hold no hit come first: they need not wait for the hits.
+    hold no hit come first: they need not wait for the hits. on_cpu: experts that are neither, computed on the CPU.
     """
 
     hits: tuple[tuple[int, int], ...]
     waves: tuple[tuple[Fetch, ...], ...]
+    on_cpu: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class CacheCounts:
     """Totals per MoE layer [layers] since the cache was made, or a difference of such.
 
-    demanded = hits + fetched. fetched: copied after the gate. prefetched: copied ahead of it. wasted: prefetched and
-    evicted unused (those not yet used and still resident are in neither).
+    demanded = hits + fetched + on_cpu. fetched: copied after the gate. on_cpu: missed too, and computed on the CPU.
+    prefetched: copied ahead of the gate. wasted: prefetched and evicted unused (those not yet used and still resident
+    are in neither).
     """
 
     demanded: NDArray[np.int64]
@@ -54,6 +56,7 @@ class CacheCounts:
     fetched: NDArray[np.int64]
     prefetched: NDArray[np.int64]
     wasted: NDArray[np.int64]
+    on_cpu: NDArray[np.int64]
 
     def since(self, earlier: "CacheCounts") -> "CacheCounts":
         """What was counted after `earlier`."""

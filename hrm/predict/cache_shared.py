@@ -101,10 +101,20 @@ class SharedSlots:
         wanted = wanted[self._values[wanted] > floor]
         return wanted if least <= UNHURRIED else wanted[self._chance.ravel()[wanted] >= least]
 
-    def gate(self, layer: int, hits: dict[int, int], misses: list[int]) -> list[tuple[Fetch, ...]]:
-        """Copies of a layer's missed experts, in waves; the worthiest in the last, since they stay."""
+    def worth(self, layer: int) -> list[float]:
+        """How often each of a layer's experts is used [experts]: from its gate on, the next use is in the next pass."""
+        found: list[float] = self._demand.frequency[layer].tolist()
+        return found
+
+    def gate(
+        self, layer: int, hits: dict[int, int], misses: list[int], on_cpu: tuple[int, ...] = ()
+    ) -> list[tuple[Fetch, ...]]:
+        """Copies of a layer's missed experts, in waves; the worthiest in the last, since they stay.
+
+        on_cpu: touched too, but not copied, not even ahead of the next pass while the layer is computed.
+        """
         table, row = self._table, self._rows[layer]
-        touched = np.array((*hits, *misses), dtype=np.int64)
+        touched = np.array((*hits, *misses, *on_cpu), dtype=np.int64)
         self._chance[layer] = frequency = self._demand.note(layer, touched)
         row[:] = frequency - self._loss * (table.num_layers + layer)
         self._gated = touched, row[touched]
@@ -112,6 +122,7 @@ class SharedSlots:
         missed = missed[np.argsort(row[missed], kind="stable")]
         worth = row[missed]
         row[touched] = _PINNED
+        row[list(on_cpu)] = -np.inf
         if not misses:
             return []
         slots, numbers = self._slots_for(worth), layer * table.num_experts + missed

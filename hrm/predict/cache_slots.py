@@ -53,16 +53,20 @@ class SlotTable:
         self.expert_in[slots] = -1
 
     def touch(self, layer: int, experts: list[int]) -> list[int]:
-        """Counts a layer's touched experts; their slots, -1 where absent."""
+        """Counts a layer's touched experts and hits; their slots, -1 where absent."""
         numbers = np.array(experts, dtype=np.int64) + layer * self.num_experts
         slots: list[int] = self.slot_of[numbers].tolist()
         hits = len(slots) - slots.count(-1)
         self._counts["demanded"][layer] += len(slots)
         self._counts["hits"][layer] += hits
-        self._counts["fetched"][layer] += len(slots) - hits
         self._unused[numbers] = False
         self.total_hits += hits
         return slots
+
+    def count_missed(self, layer: int, fetched: int, on_cpu: int) -> None:
+        """Counts what becomes of a layer's absent experts."""
+        self._counts["fetched"][layer] += fetched
+        self._counts["on_cpu"][layer] += on_cpu
 
     def counts(self) -> CacheCounts:
         """A copy of the totals."""

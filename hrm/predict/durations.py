@@ -41,7 +41,7 @@ class TaskCosts:
         layer, work = self._layers[task.layer], task.work
         first = task.layer == 0 and task.kind == Kind.PRE_ATTENTION
         details = mb if task.kind in DEPEND_ON_CONTEXT else None
-        size = (work.sequences, work.prompt_tokens, work.share, _num_pages(task))
+        size = (work.sequences, work.prompt_tokens, work.share, work.experts, _num_pages(task))
         key = (task.kind, task.resource, id(layer), first, size, details)
         if key not in self._cache:
             self._cache[key] = self._with_overhead(task, _COSTS[task.kind](self, layer, task, mb))
@@ -127,7 +127,10 @@ def _expert_ffn(costs: TaskCosts, layer: LayerRates, task: Task, mb: MicroBatch)
 
 
 def _cpu_expert_ffn(costs: TaskCosts, layer: LayerRates, task: Task, mb: MicroBatch) -> Cost:
-    return layer.experts("cpu", float(task.work.tokens), task.work.share)
+    work = task.work
+    if work.experts:
+        return layer.listed_experts("cpu", float(work.tokens), work.share, work.experts)
+    return layer.experts("cpu", float(work.tokens), work.share)
 
 
 def _weight_read(costs: TaskCosts, layer: LayerRates, task: Task, mb: MicroBatch) -> Cost:
@@ -163,6 +166,15 @@ def _expert_copies(costs: TaskCosts, layer: LayerRates, task: Task, mb: MicroBat
     link, machine = COPY_LINKS[task.resource], costs.rates.machine
     waits = task.work.share * layer.layer.ffn.num_experts * machine.link_latency(link)
     return Cost(moved / machine.link_bytes_per_s(link) + waits, 0.0, moved, moved)
+
+
+def _expert_correction(costs: TaskCosts, layer: LayerRates, task: Task, mb: MicroBatch) -> Cost:
+    """The host waits for the routers' choice before it can issue copies, however few: a crossing, and a task's launch
+    on a GPU that has run dry meanwhile. The wire is free until then.
+    """
+    copies, machine = _expert_copies(costs, layer, task, mb), costs.rates.machine
+    gate = machine.link_latency("dtoh") + machine.task_overhead("gpu")
+    return replace(copies, seconds=copies.seconds + gate, overhead=gate)
 
 
 def _dense_fetch(costs: TaskCosts, layer: LayerRates, task: Task, mb: MicroBatch) -> Cost:
@@ -214,7 +226,7 @@ _COSTS: dict[Kind, _CostFunction] = {
     Kind.KV_STAGE: _kv_stage,
     Kind.WEIGHT_FETCH: _weight_fetch,
     Kind.EXPERT_PREFETCH: _expert_copies,
-    Kind.EXPERT_CORRECTION: _expert_copies,
+    Kind.EXPERT_CORRECTION: _expert_correction,
     Kind.DENSE_FETCH: _dense_fetch,
     Kind.HEAD_FETCH: _head_fetch,
     Kind.ALL_REDUCE: _all_reduce,

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrm.errors import PolicyError, ScheduleError, WorkloadError
+from hrm.predict.cache_leaving import check_leaving, left_to_cpu
 from hrm.predict.cache_partitions import LayerPartitions
 from hrm.predict.cache_plan import CacheCounts, CachePolicy, Fetch, GatePlan, Key
 from hrm.predict.cache_shared import SharedSlots
@@ -90,11 +91,18 @@ class ExpertCache:
             raise PolicyError(f"expert cache: {limit} prefetches, room for {room}; both must be 0 or more")
         return self._policy.prefetch(layer, limit, room)
 
-    def gate(self, layer: int, touched: Sequence[int]) -> GatePlan:
+    def gate(
+        self, layer: int, touched: Sequence[int], tokens: Sequence[int] | None = None, copied: float = 1.0
+    ) -> GatePlan:
         """How to compute the experts that a layer's router has chosen for the tokens of the pass.
 
+        tokens: how many chose each of `touched`; None: as many. copied: share of the missed experts that is copied, to
+        the nearest whole expert; the rest, those of the fewest tokens, and of equals those that the cache wants least
+        from then on, is left to the CPU and takes no slot.
+
         Raises:
-            ScheduleError: not the layer's turn, or experts out of range or named twice.
+            ScheduleError: not the layer's turn, experts out of range or named twice, or tokens of other experts.
+            PolicyError: a share outside [0, 1].
         """
         if layer != self._gated or layer != self._completed or layer == self._shape[0]:
             raise ScheduleError(f"expert cache: gate of layer {layer} after {self._completed} complete layers")
@@ -103,12 +111,19 @@ class ExpertCache:
             raise ScheduleError(
                 f"expert cache: layer {layer} touches {experts}; give each once, of 0 .. {self._shape[1] - 1}"
             )
+        check_leaving(len(experts), tokens, copied)
         slots = self._table.touch(layer, experts)
         hits = {expert: slot for expert, slot in zip(experts, slots, strict=True) if slot >= 0}
         misses = [expert for expert, slot in zip(experts, slots, strict=True) if slot < 0]
-        waves = self._policy.gate(layer, hits, misses)
+        on_cpu: tuple[int, ...] = ()
+        if copied < 1:
+            counts = dict(zip(map(int, touched), tokens, strict=True)) if tokens is not None else {}
+            on_cpu = left_to_cpu(misses, counts, self._policy.worth(layer), copied)
+        fetched = [expert for expert in misses if expert not in on_cpu]
+        self._table.count_missed(layer, len(fetched), len(on_cpu))
+        waves = self._policy.gate(layer, hits, fetched, on_cpu)
         self._gated = layer + 1
-        return GatePlan(tuple(hits.items()), tuple(waves))
+        return GatePlan(tuple(hits.items()), tuple(waves), on_cpu)
 
     def complete(self, layer: int) -> None:
         """The layer's experts are computed; their slots may go to later layers.

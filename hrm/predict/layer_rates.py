@@ -87,6 +87,12 @@ class LayerRates:
         rows = routed_tokens_per_expert(self._model, tokens)
         return self._fused(level, scale(op, share), float(rows))
 
+    def listed_experts(self, level: str, tokens: float, share: float, read: float) -> Cost:
+        """`share` of the choices of `tokens`, and the experts that they fall on: `read` of the layer's, each once."""
+        ffn, op = self.layer.ffn, scale(expert_operator(self._model, self._machine.precision, tokens), share)
+        rows = tokens * ffn.top_k * share / (read * ffn.num_experts)
+        return self._fused(level, replace(op, weight_bytes=read * self.sizes.expert_bytes), rows)
+
     def _fused(self, level: str, op: Operator, rows: float) -> Cost:
         moved = float(op.bytes)
         seconds = float(self._machine.seconds(level, op, rows))

@@ -56,7 +56,8 @@ def _slots(graph: TaskGraph, layer_class: Sequence[int]) -> tuple[list[int], lis
     for i, task in enumerate(graph.tasks):
         work = task.work
         layer = -1 if task.layer == 0 else layer_class[task.layer]  # the first layer's tokens come from the embedding
-        key = (task.kind, layer, task.micro_batch, task.resource, work.sequences, work.prompt_tokens, work.share)
+        size = work.sequences, work.prompt_tokens, work.share, work.experts
+        key = (task.kind, layer, task.micro_batch, task.resource, *size)
         slot = seen.setdefault(key, len(samples))
         if slot == len(samples):
             samples.append(i)

@@ -37,7 +37,7 @@ def operator_loads(rates: Rates, policy: Policy, shape: PassShape) -> list[Load]
 def _expert_loads(rates: Rates, policy: Policy, shape: PassShape) -> list[Load]:
     decode = shape.decode_share * policy.batch_size
     prompt = shape.prefill_share * rates.workload.prompt_len * policy.batch_size
-    on_gpu = policy.experts_on_gpu if decode else 1.0
+    on_gpu = policy.expert_work_on_gpu if decode else 1.0
     whole = expert_operator(rates.model, rates.machine.precision, decode + prompt)
     name = "experts" if rates.model.num_moe_layers else "FFN"
     moved = _expert_sweep_bytes(rates, policy, decode, prompt) + float(whole.activation_bytes)

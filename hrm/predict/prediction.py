@@ -169,8 +169,8 @@ def policy_terms(policy: Policy) -> Form:
     terms = np.zeros((1, NUM_TERMS))
     terms[0, Term.ONE], terms[0, Term.N] = 1.0, n
     terms[0, Term.N_ATTENTION], terms[0, Term.N_KV] = n * policy.attention_on_gpu, n * policy.kv_on_gpu
-    terms[0, Term.WEIGHTS], terms[0, Term.EXPERTS] = policy.weights_on_gpu, policy.experts_on_gpu
-    terms[0, Term.N_EXPERTS] = n * policy.experts_on_gpu
+    terms[0, Term.WEIGHTS], terms[0, Term.EXPERTS] = policy.weights_on_gpu, policy.expert_work_on_gpu
+    terms[0, Term.N_EXPERTS] = n * policy.expert_work_on_gpu
     terms[0, Term.DENSE], terms[0, Term.DISK] = policy.dense_weights_on_gpu, policy.weights_on_disk
     terms[0, Term.POOL] = policy.page_pool_bytes
     return terms

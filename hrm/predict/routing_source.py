@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from hrm.errors import WorkloadError
 from hrm.predict.cache_plan import lookahead
-from hrm.predict.predicted_cache_stats import predicted_cache_stats
+from hrm.predict.predicted_cache_stats import predicted_cache_stats, shared_cache_stats
 from hrm.predict.routing import uniform_cache_stats, zipf_cache_stats
 from hrm.predict.routing_lru import lru_hit_rate
 from hrm.predict.routing_predictions import Probabilities
@@ -53,7 +53,8 @@ class Routing:
 def routed_cache_stats(routing: Routing, sizes: Sizes, policy: Policy) -> CacheStats:
     """Statistics of `batch_size` tokens and the policy's cache.
 
-    "rows": the share r_w of every expert is resident, whichever are chosen.
+    "rows": the share r_w of every expert is resident, whichever are chosen. Under stated popularity hit rates are those
+    of a cache that copies all that it misses, though what the CPU computes does not enter it; a replay knows.
 
     Raises:
         WorkloadError: a trace smaller than a batch, a bad exponent, or a predictive cache without predictions.
@@ -100,7 +101,9 @@ def _replayed(routing: Routing, trace: RoutingTrace, sizes: Sizes, policy: Polic
         if routing.predictions is None:
             raise WorkloadError("--routing: a predictive cache needs predictions of the trace; give --predictions")
         room = lookahead(sizes.expert_page_bytes)
-        return predicted_cache_stats(trace, model, batch, slots, routing.predictions, room)
+        return predicted_cache_stats(trace, model, batch, slots, routing.predictions, room, policy.experts_on_gpu)
+    if policy.experts_on_gpu < 1:
+        return shared_cache_stats(trace, model, batch, slots, policy.expert_cache, policy.experts_on_gpu)
     # top_k slots are shared: a layer computes there what it has to fetch but not to keep
     per_layer = min(trace.num_experts, (slots - largest_top_k(sizes)) // model.num_moe_layers)
     return trace_cache_stats(trace, model, batch, per_layer, _REPLACED[policy.expert_cache])

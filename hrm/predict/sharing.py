@@ -29,11 +29,14 @@ class Sharing:
         """What a task takes of each shared part when it runs alone.
 
         Of DRAM, what it takes while it moves bytes: its overhead is not told apart from that time, and is slowed too.
+        Of the inbound wire, its mean over both.
         """
         on_link = resource == Resource.LINK and self.link_on_pcie
-        inbound = float(self.shared_wire and (resource in INBOUND or on_link))
-        outbound = float(resource == Resource.DTOH or on_link)
         moving = cost.seconds - cost.overhead
+        inbound = float(self.shared_wire and (resource in INBOUND or on_link))
+        if cost.overhead and inbound:
+            inbound = moving / cost.seconds
+        outbound = float(resource == Resource.DTOH or on_link)
         dram = cost.dram_bytes / (moving * self.dram_bytes_per_s) if cost.dram_bytes else 0.0
         return inbound, outbound, dram
 

@@ -86,12 +86,13 @@ class Simulator:
 
     def pass_seconds(self, policy: Policy, work: PassSlice, cache: CacheStats | None = None) -> float:
         """Makespan of one pass, from a few of its layers where the rest repeats them; equal to the whole
-        simulation's.
+        simulation's. Before it comes what the cache's predictor takes.
         """
         seconds = self._short_seconds(policy, work) if cache is None else None
         if seconds is not None:
             return seconds
-        return self.simulate(policy, work, cache).timeline.makespan
+        before = cache.forecast_seconds if cache is not None else 0.0
+        return before + self.simulate(policy, work, cache).timeline.makespan
 
     @cached_property
     def _shorter(self) -> "tuple[Simulator, ...]":
@@ -159,7 +160,8 @@ def lower_bounds(graph: TaskGraph, costs: list[Cost], sharing: Sharing) -> dict[
     """Seconds that each queue is busy at the least, and each wire and memory that queues share."""
     bounds = {str(r): math.fsum(costs[i].seconds for i in queue) for r, queue in graph.queues.items()}
     inbound = [Resource.HTOD, Resource.ZERO_COPY, *([Resource.LINK] if sharing.link_on_pcie else [])]
-    bounds["inbound_wire"] = math.fsum(bounds.get(str(r), 0.0) for r in inbound)
+    on_wire = (costs[i] for r in inbound for i in graph.queues.get(r, ()))
+    bounds["inbound_wire"] = math.fsum(cost.seconds - cost.overhead for cost in on_wire)
     dram = math.fsum(cost.dram_bytes for cost in costs)
     bounds["cpu_memory_bandwidth"] = dram / sharing.dram_bytes_per_s
     return bounds

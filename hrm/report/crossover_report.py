@@ -28,7 +28,7 @@ def point_report(point: CrossoverPoint) -> dict[str, Any]:
         "batch_limit": point.batch_size,
         "streaming": None if streaming is None else _policy(streaming.policy, streaming.simulated),
         "cached": {
-            mode: _policy(entry.policy, entry.simulated) | routed_shares(entry.stats)
+            mode: _policy(entry.policy, entry.simulated) | routed_shares(entry.stats, entry.policy)
             for mode, entry in point.cached.items()
         },
         "winner": None if point.winner is None else winner_name(point),
@@ -48,15 +48,24 @@ def _policy(policy: Policy, simulated: SimulatedThroughput) -> dict[str, Any]:
     return {"generation_throughput": simulated.generation_throughput, "policy": policy.model_dump()}
 
 
-def routed_shares(stats: CacheStats) -> dict[str, float]:
-    """Means over the layers with experts: touched share of experts; of those, shares in place, prefetched, missed."""
+def routed_shares(stats: CacheStats, policy: Policy) -> dict[str, float]:
+    """Means over the layers with experts: touched share of experts; of those, shares in place, prefetched, missed, and
+    of the missed those on the CPU (of rows: the CPU's share of every expert).
+    """
     layers = [layer for layer, touched in enumerate(stats.touched) if touched > 0]
     return {
         "touched": fmean(stats.touched[layer] for layer in layers),
         "hit_rate": fmean(stats.hit_rate[layer] for layer in layers),
         "prefetched": fmean(stats.prefetched_in(layer) for layer in layers),
         "missed": fmean(stats.missed_in(layer) for layer in layers),
+        "on_cpu": fmean(_on_cpu(stats, policy, layer) for layer in layers),
     }
+
+
+def _on_cpu(stats: CacheStats, policy: Policy, layer: int) -> float:
+    if policy.caches_whole_experts:
+        return stats.on_cpu_in(layer, policy.experts_on_gpu)
+    return 1.0 - policy.experts_on_gpu
 
 
 def describe_crossover(result: Crossover) -> str:

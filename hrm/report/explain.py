@@ -38,7 +38,8 @@ def describe_policy(policy: Policy) -> str:
         "experts on the GPU" if policy.experts_on_gpu == 1 else f"{policy.experts_on_gpu:.1%} of experts on the GPU"
     )
     if policy.caches_whole_experts:
-        experts += f", {policy.weights_on_gpu:.0%} of them in a cache ({policy.expert_cache})"
+        experts = f"experts on the GPU, {policy.weights_on_gpu:.0%} of them in a cache ({policy.expert_cache})"
+        experts += f", {1 - policy.experts_on_gpu:.0%} of missed ones on the CPU" if policy.experts_on_gpu < 1 else ""
     batching = "over the whole batch" if policy.ffn_batching == "batch" else "per micro-batch"
     prefill = "mixed into every decode pass" if policy.mixed_prefill else "of the whole batch first, then decode"
     return f"{attention}; {experts}, {batching}; prefill {prefill}."

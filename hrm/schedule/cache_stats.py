@@ -15,13 +15,17 @@ class CacheStats:
 
     touched: share of the layer's experts that a pass's tokens choose. hit_rate: share of those that lie on the GPU.
     prefetched: share of those that are copied ahead of the router; empty: none. The rest is copied after it.
-    wasted: share of the layer's experts that are copied ahead and not chosen; empty: none.
+    wasted: share of the layer's experts that are copied ahead and not chosen; empty: none. on_cpu: share of the touched
+    ones that are not copied but computed on the CPU; empty: 1 - F_g of those that are neither resident nor prefetched.
+    forecast_seconds: what the predictor takes before the pass, while nothing else runs; 0: left out.
     """
 
     touched: tuple[float, ...]
     hit_rate: tuple[float, ...]
     prefetched: tuple[float, ...] = ()
     wasted: tuple[float, ...] = ()
+    on_cpu: tuple[float, ...] = ()
+    forecast_seconds: float = 0.0
 
     def prefetched_in(self, layer: int) -> float:
         """Share of a layer's touched experts that are copied ahead."""
@@ -32,8 +36,15 @@ class CacheStats:
         return self.wasted[layer] if self.wasted else 0.0
 
     def missed_in(self, layer: int) -> float:
-        """Share of a layer's touched experts that are copied after the router."""
+        """Share of a layer's touched experts that its router asks for and no slot holds."""
         return max(0.0, 1.0 - self.hit_rate[layer] - self.prefetched_in(layer))
+
+    def on_cpu_in(self, layer: int, copied: float) -> float:
+        """Share of a layer's touched experts that the CPU computes where the share `copied` of the missed is copied."""
+        missed = self.missed_in(layer)
+        if copied == 1:
+            return 0.0
+        return min(missed, self.on_cpu[layer]) if self.on_cpu else (1.0 - copied) * missed
 
 
 def cache_stats(sizes: Sizes, work: PassSlice, policy: Policy, cache: CacheStats | None) -> CacheStats:
@@ -55,7 +66,7 @@ def cache_stats(sizes: Sizes, work: PassSlice, policy: Policy, cache: CacheStats
             return stats
         ahead = min(1.0 - hit_rate, prefetchable_share(sizes, policy, touched))
         return CacheStats(stats.touched, stats.hit_rate, (ahead,) * layers)
-    given = (cache.touched, cache.hit_rate, *filter(None, (cache.prefetched, cache.wasted)))
+    given = (cache.touched, cache.hit_rate, *filter(None, (cache.prefetched, cache.wasted, cache.on_cpu)))
     if wrong := [len(values) for values in given if len(values) != layers]:
         raise PolicyError(
             f"expert cache: statistics cover {wrong[0]} layers, {sizes.model.name} has {layers}; record a "

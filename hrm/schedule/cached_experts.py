@@ -1,8 +1,10 @@
 """Whole experts in slots on the GPU, prefetched by prediction and corrected once the router has run.
 
 ExpertFlow (arXiv 2410.17954, sections 3.2 and 3.3); without prediction, a cache of whole experts that is filled on
-demand (Mixtral-offloading, arXiv 2312.17238). Which expert goes to which slot is the cache's to say; a graph holds how
-much is copied. Leaves out the host's wait for the router's choice, and waves of more experts than slots are free.
+demand (Mixtral-offloading, arXiv 2312.17238). A share of the missed experts may be computed on the CPU, beside the
+copies of the others. Which expert goes to which slot is the cache's to say; a graph holds how much is copied. Leaves
+out that experts in place wait for the host to know the router's choice, as corrections do, and waves of more experts
+than slots are free.
 """
 
 from collections.abc import Iterable
@@ -58,17 +60,28 @@ class _CachedPass:
             Kind.EXPERT_PREFETCH, layer, None, Resource.HTOD, Work(share=share), self._computed
         )
 
-    def _experts(self, layer: int, routed: Iterable[int]) -> tuple[int, ...]:
-        """The experts in place for all tokens, beside the copies of the others; then these."""
+    def _experts(self, layer: int, routed: list[int]) -> tuple[int, ...]:
+        """The experts in place for all tokens, beside the copies of the others; then these. Beside both, the CPU's.
+
+        Hidden states leave for the CPU before the correction, whose issue waits for the router. Its result comes last,
+        so that one thread can issue all of the GPU's work before it waits for the CPU.
+        """
         build, stats = self.build, self.stats
+        on_host = build.experts_on_gpu < 1
         missed = stats.missed_in(layer)
-        copied = Work(share=stats.touched[layer] * missed)
+        on_cpu = stats.on_cpu_in(layer, build.experts_on_gpu)
+        sent = self.steps.send_to_cpu(layer, tuple(self._batches), tuple(routed)) if on_host else ()
+        copied = Work(share=stats.touched[layer] * (missed - on_cpu))
         correction = build.add(Kind.EXPERT_CORRECTION, layer, None, build.small_copies, copied, routed)
         ahead = (self._prefetched[layer],) if layer in self._prefetched else ()
         first = self._ffn(layer, 1.0 - missed, (*routed, *ahead))
-        second = self._ffn(layer, missed, (*routed, correction))
+        second = self._ffn(layer, missed - on_cpu, (*routed, correction))
         self._computed = (second,)
-        return (first, second)
+        if not on_host:
+            return (first, second)
+        read = stats.touched[layer] * on_cpu
+        computed = self.steps.compute_on_cpu(layer, tuple(self._batches), sent, on_cpu, read)
+        return (first, second, self.steps.load_from_cpu(computed))
 
     def _ffn(self, layer: int, share: float, after: Iterable[int]) -> int:
         batch = self.build.slice.micro_batches

@@ -44,9 +44,11 @@ _EXPERT_CACHE = tuple(
     Placement("expert_cache", "resident", experts_on_cpu, "micro_batch", False, "on_demand", 1, single_micro_batch=True)
     for experts_on_cpu in (False, True)
 )
-# Whole experts in slots. They are not searched unasked: what predictions are worth is for a routing trace to say.
-_CACHED: dict[ExpertCacheMode, Placement] = {
-    mode: replace(_EXPERT_CACHE[0], pool_layers=0, expert_cache=mode) for mode in ("lru", "lfu", "static", "predictive")
+# Whole experts in slots, missed ones copied or in part computed on the CPU. They are not searched unasked: what
+# predictions are worth is for a routing trace to say.
+_WHOLE: tuple[ExpertCacheMode, ...] = ("lru", "lfu", "static", "predictive")
+_CACHED: dict[ExpertCacheMode, tuple[Placement, ...]] = {
+    mode: tuple(replace(placement, pool_layers=0, expert_cache=mode) for placement in _EXPERT_CACHE) for mode in _WHOLE
 }
 
 _PIPELINES: tuple[tuple[FfnBatching, Overlap, int | None], ...] = (
@@ -113,7 +115,7 @@ def placements(schedule: str) -> tuple[Placement, ...]:
 
 def cache_placements(mode: ExpertCacheMode) -> tuple[Placement, ...]:
     """The placements of schedule expert_cache with one kind of cache."""
-    return _EXPERT_CACHE if mode == "rows" else (_CACHED[mode],)
+    return _EXPERT_CACHE if mode == "rows" else _CACHED[mode]
 
 
 def placement_of(policy: Policy) -> Placement:

@@ -156,18 +156,37 @@ class Steps:
 
     def cpu_experts(self, layer: int, micro_batches: tuple[int, ...], routed: tuple[int, ...], share: float) -> int:
         """Experts on the CPU: hidden states of the micro-batches there, their share of the experts, results back."""
-        build = self.build
-        batch = [build.slice.micro_batches[j] for j in micro_batches]
-        stores = []
-        for j, mb, ready in zip(micro_batches, batch, routed, strict=True):
+        sent = self.send_to_cpu(layer, micro_batches, routed)
+        return self.load_from_cpu(self.compute_on_cpu(layer, micro_batches, sent, share))
+
+    def send_to_cpu(self, layer: int, micro_batches: tuple[int, ...], routed: tuple[int, ...]) -> tuple[int, ...]:
+        """Hidden states of micro-batches to the CPU's experts; what these wait for."""
+        build, stores = self.build, []
+        for j, ready in zip(micro_batches, routed, strict=True):
+            mb = build.slice.micro_batches[j]
             work = Work(mb.sequences, mb.prompt_tokens)
             stores.append(build.add(Kind.HIDDEN_STORE, layer, j, Resource.DTOH, work, (ready,)))
-        total = Work(sum(mb.sequences for mb in batch), sum(mb.prompt_tokens for mb in batch), share)
+        return tuple(stores[-1:])
+
+    def compute_on_cpu(
+        self, layer: int, micro_batches: tuple[int, ...], sent: tuple[int, ...], share: float, experts: float = 0.0
+    ) -> int:
+        """A share of the experts on the CPU; `experts`: as in `Work`."""
+        build = self.build
+        batch = [build.slice.micro_batches[j] for j in micro_batches]
+        sequences, prompt_tokens = sum(mb.sequences for mb in batch), sum(mb.prompt_tokens for mb in batch)
+        work = Work(sequences, prompt_tokens, share, experts=experts)
         j_or_all = micro_batches[0] if len(micro_batches) == 1 else None
-        after = (*stores[-1:], *build.reads_host_share(layer))
-        done = build.add(Kind.CPU_EXPERT_FFN, layer, j_or_all, Resource.CPU, total, after)
+        after = (*sent, *build.reads_host_share(layer))
+        done = build.add(Kind.CPU_EXPERT_FFN, layer, j_or_all, Resource.CPU, work, after)
         build.note_host_reader(layer, done)
-        return build.add(Kind.HIDDEN_LOAD, layer, j_or_all, build.small_copies, replace(total, share=1.0), (done,))
+        return done
+
+    def load_from_cpu(self, computed: int) -> int:
+        """What the CPU's experts give, to the GPU."""
+        build, task = self.build, self.build.tasks[computed]
+        work = replace(task.work, share=1.0, experts=0.0)
+        return build.add(Kind.HIDDEN_LOAD, task.layer, task.micro_batch, build.small_copies, work, (computed,))
 
     def head(self, j: int) -> None:
         """Last norm, LM head and sampling of a micro-batch."""

@@ -57,7 +57,8 @@ class Work:
     layer's weights of this kind; a task on experts takes that share of them and of their tokens. pages: numbers of
     the first page and of the one past the last that it writes (fetch) or reads (expert FFN). Pages are
         numbered through the pass; those beyond its last page belong to the next pass.
-    ahead: it works for the next pass (a fetch whose pages no expert of this pass reads).
+    ahead: it works for the next pass (a fetch whose pages no expert of this pass reads). experts: share of all of the
+    layer's experts whose weights a task on the CPU reads; 0: that share of those that its tokens are expected to touch.
     """
 
     sequences: int = 0
@@ -65,6 +66,7 @@ class Work:
     share: float = 1.0
     pages: tuple[int, int] = (0, 0)
     ahead: bool = False
+    experts: float = 0.0
 
     @property
     def tokens(self) -> int:

@@ -115,6 +115,7 @@ class GraphReader:
             "share": self._real,
             "pages": self._range,
             "ahead": self._yes,
+            "experts": self._real,
         }
 
     @property

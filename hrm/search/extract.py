@@ -19,11 +19,13 @@ def policy_from_solution(
     rates: Rates, placement: Placement, mu: int, batch_size: int, x: NDArray[np.float64]
 ) -> Policy:
     """The policy at a solved cell; x is [NUM_COLS] with t = 1. Solver noise below 1e-9 is rounded to the bound."""
-    experts = _ratio(x[Col.EXPERT_SHARE])
+    experts, weights = _ratio(x[Col.EXPERT_SHARE]), _ratio(x[Col.WEIGHTS])
     attention = _ratio(x[Col.ATTENTION])
     kv = min(_ratio(x[Col.KV]), attention)
     named = _as_run(placement, attention, kv, experts)
-    weights = min(_ratio(x[Col.WEIGHTS]), experts)
+    weights = min(weights, experts)
+    if placement.expert_cache != "rows" and weights < 1:
+        experts = _ratio((experts - weights) / (1 - weights))  # of the missed ones: those that no slot holds
     ffn = batch_size if placement.ffn == "batch" else mu
     by_kernel = placement.schedule == AUTO or placement.expert_cache == "predictive"  # corrections overtake prefetches
     return Policy(

@@ -42,7 +42,9 @@ class Policy(BaseModel):
     batch is prefilled, then decoded (MoE-Lightning).
 
     `expert_cache` says what schedule expert_cache keeps on the GPU: the share r_w of every expert's rows, or whole
-    experts in slots that hold the share r_w of all, replaced by use (lru, lfu), never (static) or by prediction.
+    experts in slots that hold the share r_w of all, replaced by use (lru, lfu), never (static) or by prediction. With
+    whole experts, `experts_on_gpu` is the share of a layer's missed experts that are copied to the GPU; those with the
+    fewest tokens are left to the CPU. What lies in a slot is always computed on the GPU.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -75,6 +77,17 @@ class Policy(BaseModel):
         return self.expert_cache != "rows"
 
     @property
+    def expert_work_on_gpu(self) -> float:
+        """Share of decode expert work done on the GPU; of whole-expert caches under uniform routing, with hit rate r_w.
+
+        Prediction is taken to be right: it leaves nothing to the CPU.
+        """
+        if not self.caches_whole_experts:
+            return self.experts_on_gpu
+        hit_rate = 1.0 if self.expert_cache == "predictive" else self.weights_on_gpu
+        return hit_rate + self.experts_on_gpu * (1 - hit_rate)
+
+    @property
     def num_micro_batches(self) -> int:
         """n = N / mu."""
         return self.batch_size // self.micro_batch_size
@@ -104,7 +117,7 @@ class Policy(BaseModel):
                 f"attention_place {self.attention_place} contradicts attention_on_gpu {self.attention_on_gpu:g} and "
                 f"kv_on_gpu {self.kv_on_gpu:g}"
             )
-        if self.weights_on_gpu > self.experts_on_gpu + 1e-9:
+        if self.weights_on_gpu > self.experts_on_gpu + 1e-9 and not self.caches_whole_experts:
             raise ValueError("weights_on_gpu exceeds experts_on_gpu: experts kept on the GPU are computed there")
         if self.weights_on_gpu + self.weights_on_disk > 1 + 1e-9:
             raise ValueError("weights_on_gpu + weights_on_disk exceeds 1")
@@ -116,7 +129,6 @@ class Policy(BaseModel):
         """Slots are filled straight from page-locked memory, and everything that is not copied lies on the GPU."""
         needed = {
             "schedule": (self.schedule, "expert_cache"),
-            "experts_on_gpu": (self.experts_on_gpu, 1),
             "attention_place": (self.attention_place, "resident"),
             "weights_on_disk": (self.weights_on_disk, 0),
             "host_weights": (self.host_weights, "page_locked"),

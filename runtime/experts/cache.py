@@ -36,6 +36,7 @@ class ExpertSlots:
     store: ExpertStore
     memory: Tensor
     cache: ExpertCache = field(init=False)
+    copied: float = 1.0  # share of missed experts, where others are left to the CPU
     late: int = 0  # hits whose copies had yet to arrive when the router chose them
     lock: Lock = field(default_factory=Lock)
     _broken: bool = False  # a pass has begun and not ended: what the cache takes to be in place may not be
@@ -44,6 +45,7 @@ class ExpertSlots:
     _pending: list[Mark] = field(default_factory=list)
     _complete: int = 0
     _words: dict[int, Tensor] = field(default_factory=dict)
+    _addresses: dict[int, NDArray[np.int64]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.cache = self.new_cache()
@@ -79,10 +81,14 @@ class ExpertSlots:
                 self._copy(device, fetch, by_kernel=False)
                 self._pending.append(self._written[fetch.slot])
 
-    def gate(self, device: CpuDevice | CudaDevice, layer: int, touched: Iterable[int]) -> GatePlan:
-        """How the experts that a layer's routers chose are computed."""
+    def gate(
+        self, device: CpuDevice | CudaDevice, layer: int, touched: list[int], tokens: list[int], leaves: bool
+    ) -> GatePlan:
+        """How the experts that a layer's routers chose for so many tokens each are computed; `leaves`: some on the
+        CPU.
+        """
         with self.lock:
-            plan = self.cache.gate(layer, sorted(touched))
+            plan = self.cache.gate(layer, touched, tokens, self.copied if leaves else 1.0)
             marks = (self._written.get(slot) for _, slot in plan.hits)
             self.late += sum(mark is not None and not device.reached(mark) for mark in marks)
             return plan
@@ -122,6 +128,17 @@ class ExpertSlots:
         mark = device.mark()
         with self.lock:
             self._read.update(dict.fromkeys(slots, mark))
+
+    def host_addresses(self, layer: int) -> NDArray[np.int64]:
+        """[E, 2], where each expert's gate_up and down lie in CPU memory."""
+        if layer not in self._addresses:
+            self._addresses[layer] = self.store.expert_addresses(self.moe_layers[layer])
+        return self._addresses[layer]
+
+    @property
+    def intermediate(self) -> int:
+        """I."""
+        return self._slab.rows
 
     def expert(self, slot: int) -> SlabTensors:
         """One slot as matrices."""
@@ -169,4 +186,5 @@ def make_slots(store: ExpertStore, config: ModelConfig, policy: Policy, device: 
     count = math.floor(policy.weights_on_gpu * layers * config.num_experts + NO_SHARE)
     new_cache = partial(ExpertCache, layers, config.num_experts, count, policy.expert_cache, config.top_k)
     size = store.region.starts[1]
-    return ExpertSlots(new_cache, store, torch.empty((count, size), dtype=torch.uint8, device=device))
+    memory = torch.empty((count, size), dtype=torch.uint8, device=device)
+    return ExpertSlots(new_cache, store, memory, copied=policy.experts_on_gpu)

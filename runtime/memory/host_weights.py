@@ -4,7 +4,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from runtime.memory.expert_layout import ExpertLayout
@@ -31,6 +33,13 @@ class ExpertStore:
     def host_bytes(self, layer: int) -> Tensor:
         """A layer's region, uint8."""
         return self.host[layer].bytes
+
+    def expert_addresses(self, layer: int) -> NDArray[np.int64]:
+        """[experts, 2], where gate_up and down of a layer's streamed slabs of one expert each lie in CPU memory."""
+        first, memory = self.layout.streamed[0], self.host_bytes(layer)
+        view = view_slab(first, memory, self.dtype, self.hidden_size)
+        begin = np.array(self.region.starts[: len(self.layout.streamed)], np.int64)
+        return np.stack([begin + matrices.data_ptr() for matrices in (view.gate_up, view.down)], axis=1)
 
     def cpu_slabs(self, layer: int) -> tuple[SlabTensors, ...]:
         """Slabs that the CPU computes, as matrices."""

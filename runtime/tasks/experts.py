@@ -6,6 +6,7 @@ from torch import Tensor
 from hrm.schedule.task import Task
 from runtime.kernels.cpu_layer import cpu_layer
 from runtime.kernels.expert_ffn import SortedTokens, add_slabs, combine, sort_tokens
+from runtime.tasks.received import received
 from runtime.tasks.state import ExpertWork, PassState
 
 
@@ -63,21 +64,11 @@ def cpu_expert_ffn(state: PassState, index: int, task: Task) -> None:
     memory, members = state.memory, state.members(task.micro_batch)
     config = memory.config
     counts = [len(state.batch.rows[j].tokens) for j in members]
-    x = _received(state, "cpu_x", members, [(n, config.hidden_size) for n in counts], config.dtype)
-    experts = _received(state, "cpu_e", members, [(n, config.top_k) for n in counts], torch.int64)
-    weights = _received(
+    x = received(state, "cpu_x", members, [(n, config.hidden_size) for n in counts], config.dtype)
+    experts = received(state, "cpu_e", members, [(n, config.top_k) for n in counts], torch.int64)
+    weights = received(
         state, "cpu_w", members, [(n, config.top_k) for n in counts], state.sent_to_cpu[task.layer, members[0]]
     )
     out = memory.staging("cpu_out", task.micro_batch).host(tuple(x.shape), config.dtype)
     slabs = list(memory.experts.cpu_slabs(task.layer))
     cpu_layer(x, experts, weights, config.num_experts, slabs, out, memory.scratch)
-
-
-def _received(
-    state: PassState, name: str, members: list[int], shapes: list[tuple[int, int]], dtype: torch.dtype
-) -> Tensor:
-    parts = [state.memory.staging(name, j).host(shape, dtype) for j, shape in zip(members, shapes, strict=True)]
-    if len(parts) == 1:
-        return parts[0]
-    whole = state.memory.scratch(name, (sum(len(part) for part in parts), shapes[0][1]), dtype)
-    return torch.cat(parts, out=whole)

@@ -40,7 +40,10 @@ def _send_to_cpu(state: PassState, layer: int, j: int) -> None:
     routed = state.routed[j]
     assert routed.normed is not None and routed.experts is not None and routed.weights is not None
     state.sent_to_cpu[layer, j] = routed.weights.dtype
-    for name, tensor in (("cpu_x", routed.normed), ("cpu_e", routed.experts), ("cpu_w", routed.weights)):
+    sent = {"cpu_x": routed.normed, "cpu_e": routed.experts, "cpu_w": routed.weights}
+    if state.memory.slots is not None:  # the layer's plan knows the experts
+        del sent["cpu_e"]
+    for name, tensor in sent.items():
         host = state.memory.staging(name, j).host(tuple(tensor.shape), tensor.dtype)
         host.copy_(state.hand_over(tensor, Resource.DTOH), non_blocking=True)
 

@@ -23,7 +23,7 @@ from runtime.models.family import Routed
 from runtime.tables import RowTables
 
 if TYPE_CHECKING:
-    from runtime.tasks.cached_experts import LayerPlan
+    from runtime.tasks.layer_plan import LayerPlan
 
 Place = tuple[int, int | None]  # layer, micro-batch (None: all)
 
