@@ -4,7 +4,8 @@ python benchmarks/expert_cache.py --synthetic qwen3-30b-a3b --profile this-machi
     --predictions predictions.npz --batch 16 --slots 0.25 --output benchmarks/results/NAME.json
 
 Weights are random; which experts a token takes comes from the trace (`scaled_routing.py`), and so do the predictions,
-with the predictor's real mistakes. Modes: `load_everything` streams all experts of every layer; lru, lfu: fetched after
+with the predictor's real mistakes. Modes: `load_everything` streams all experts of every layer; `streaming` those that
+do not fit in the memory that the caches have; lru, lfu: fetched after
 the router; predictive: copied ahead by prediction and corrected; lru_cpu, predictive_cpu: the same, and only a share of
 what the router misses is copied, the experts of the fewest tokens are computed on the CPU (--experts-on-gpu, or the
 share at which a decode pass is fastest in simulation, for a replay of the same routing); `units`: two batches in turns,
@@ -37,10 +38,11 @@ from hrm.spec.policy import Policy
 from hrm.spec.workload import make_workload
 from runtime.engine import Engine
 from runtime.experts.units import Units
+from runtime.memory.host_buffer import kept_mappings
 from runtime.requests.request import Request
 
 MODES = (
-    "load_everything", "lru", "lfu", "predictive", "lru_cpu", "predictive_cpu", "units", "units_regrouped",
+    "load_everything", "streaming", "lru", "lfu", "predictive", "lru_cpu", "predictive_cpu", "units", "units_regrouped",
 )  # fmt: skip
 
 
@@ -182,6 +184,12 @@ def main() -> None:
         raise SystemExit(f"expert_cache: {error}") from None
     options = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
     report: dict[str, Any] = {"benchmark": "expert_cache", **describe_machine(args.device), "settings": options}
+    with kept_mappings():
+        run_modes(args, setting, simulator, report)
+
+
+def run_modes(args: argparse.Namespace, setting: Setting, simulator: Simulator, report: dict[str, Any]) -> None:
+    """Fills `report`, and writes it after every mode."""
     report["modes"] = modes = {}
     for mode in args.modes:
         try:

@@ -48,12 +48,12 @@ def policy_of(mode: str, setting: Setting, copied: float = 1.0) -> Policy:
     computes the others.
     """
     cache = "predictive" if mode.startswith("units") else mode.removesuffix(ON_CPU)
-    loads = mode == "load_everything"
+    loads = mode in ("load_everything", "streaming")
     size = setting.batch
     return Policy(
         schedule="layer_streaming" if loads else "expert_cache", batch_size=size, micro_batch_size=size,
         ffn_batch_size=size, attention_on_gpu=1.0, experts_on_gpu=copied,
-        weights_on_gpu=0.0 if loads else setting.slots,
+        weights_on_gpu=0.0 if mode == "load_everything" else setting.slots,
         kv_on_gpu=1.0, dense_weights_on_gpu=1.0, weights_on_disk=0.0, attention_place="resident",
         ffn_batching="micro_batch", mixed_prefill=False, prefill_chunk_tokens=1024, page_pool_bytes=0.0,
         tensor_parallel_size=1, hidden_states_by="kernel", expert_cache="rows" if loads else cache,  # type: ignore[arg-type]
@@ -73,7 +73,8 @@ def make_setting(args: argparse.Namespace) -> Setting:
     trace, config = load_routing_trace(args.trace, None), model.config
     probabilities = None if args.predictions is None else load_predictions(args.predictions, trace)
     scale = scale_of(trace, sum(config.moe_layers), config.num_experts, config.top_k)
-    replay, lengths = scaled_replay(trace, probabilities, scale, 2 * args.batch)
+    requests = args.batch * (2 if any(mode.startswith("units") for mode in args.modes) else 1)
+    replay, lengths = scaled_replay(trace, probabilities, scale, requests)
     prompts = tuple(max(1, length - args.gen_len) for length in lengths)
     limit = None if args.gpu_memory is None else parse_quantity(args.gpu_memory, "bytes", "--gpu-memory")
     forecast: Forecast = replay

@@ -1,11 +1,13 @@
 """What the closed form cannot weigh, tried by simulation: a little less work for the CPU, larger prefill chunks.
 
 A program balances roofs: it gives the CPU experts until its queue is as long as the link's. In a pass neither queue is
-without gaps, so a policy that leaves one of them slack is often faster. Chunks of prompts come in few sizes there, and
-memory that rounding leaves free serves a larger one.
+without gaps, so a policy that leaves one of them slack is often faster. And the CPU's rates vary where a link's do not:
+its memory and cores serve others too. Chunks of prompts come in few sizes there, and memory that rounding leaves free
+serves a larger one.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from hrm.errors import PolicyError
 from hrm.predict.prediction import page_pool_needed, predict
@@ -14,7 +16,16 @@ from hrm.spec.policy import Policy
 
 CPU_PARTS = (0.25, 0.5, 0.75, 1.0)  # of the CPU's experts, how much goes to the GPU's side
 CHUNK_FACTORS = (1.5, 2.0, 3.0, 4.0)
+CPU_MARGIN = 0.8  # of the CPU's calibrated rates; in runs of minutes they fell by a fifth now and then (docs/log.md)
 Score = Callable[[Policy], float]
+
+
+def with_margin(rates: Rates) -> Rates:
+    """The cost model of a machine whose CPU is slower than calibrated, to choose by but not to promise by."""
+    profile = rates.machine.profile
+    for resource in ("cpu_compute", "cpu_memory_bandwidth"):
+        profile = profile.with_scaled(resource, CPU_MARGIN)
+    return replace(rates, machine=replace(rates.machine, profile=profile))
 
 
 def polished(rates: Rates, policy: Policy, score: Score) -> Policy:

@@ -11,7 +11,7 @@ from hrm.predict.rates import Rates
 from hrm.predict.requests import Request
 from hrm.predict.simulate import Simulator
 from hrm.predict.throughput import simulate_throughput
-from hrm.search.polish import polished
+from hrm.search.polish import polished, with_margin
 from hrm.search.refine import MOST_KINDS, refine
 from hrm.search.search import search_policy
 from hrm.spec.policy import Policy
@@ -72,7 +72,8 @@ def _best_run(rates: Rates, policies: Sequence[Policy], requests: Sequence[Reque
     if not speed:
         return None
     fastest = max(speed, key=lambda policy: speed[policy])
-    return polished(rates, fastest, lambda policy: _run_speed(rates, policy, requests))
+    careful = with_margin(rates)
+    return polished(rates, fastest, lambda policy: _run_speed(careful, policy, requests))
 
 
 def _run_speed(rates: Rates, policy: Policy, requests: Sequence[Request]) -> float:
