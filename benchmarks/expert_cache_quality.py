@@ -20,6 +20,7 @@ from machine import this_machine
 from numpy.typing import NDArray
 
 from hrm.errors import HrmError
+from hrm.predict.cache_plan import CachePolicy
 from hrm.predict.cache_replay import CacheReplay, replay, true_predictions
 from hrm.predict.decode_passes import decode_passes
 from hrm.predict.routing_demand import pass_demand
@@ -33,7 +34,7 @@ BATCHES = (4, 16)
 SHARES = (0.5, 0.25)
 COPIES: tuple[float | None, ...] = (0.0, 1.0, 2.0, 3.0, 4.0, None)
 TRUE_COPIES: tuple[float | None, ...] = (2.0, 4.0)
-PLAIN = ("lru", "lfu", "static")
+PLAIN: tuple[CachePolicy, ...] = ("lru", "lfu", "static")
 
 
 def hit_rates(trace: RoutingTrace, predictions: Probabilities, batch: int, share: float) -> dict[str, Any]:
@@ -49,7 +50,7 @@ def hit_rates(trace: RoutingTrace, predictions: Probabilities, batch: int, share
 
 def replays(trace: RoutingTrace, predictions: Probabilities, batch: int, slots: int) -> dict[str, CacheReplay]:
     """Plain policies, the predictive cache, and the same given the truth."""
-    runs = {policy: replay(trace, batch, slots, policy) for policy in PLAIN}
+    runs: dict[str, CacheReplay] = {policy: replay(trace, batch, slots, policy) for policy in PLAIN}
     truth = true_predictions(trace)
     for name, given, links in (("predictive", predictions, COPIES), ("true paths", truth, TRUE_COPIES)):
         for copies in links:
