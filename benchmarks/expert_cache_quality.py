@@ -4,7 +4,9 @@ python benchmarks/expert_cache_quality.py --trace traces/test.npz --predictions 
 
 Hit rates: decode passes of 4 and 16 prompts, slots for a half and a quarter of the experts. `copies` is how many
 experts the link brings ahead from one gate to the next while the pass does not wait; an expert is a hit only if its
-copy was over by its gate. Belady knows the future and copies nothing ahead: with copies ahead a cache can pass it.
+copy was over by its gate. "any": no limit, what the predictions allow and no link does. "true paths": the experts that
+the pass will really choose as predictions; what is left to gain by predicting better. Belady knows the future and
+copies nothing ahead: with copies ahead a cache can pass it.
 Regrouping: two adjacent batches by predicted paths, measured by the experts that they then touch.
 """
 
@@ -18,7 +20,8 @@ from machine import this_machine
 from numpy.typing import NDArray
 
 from hrm.errors import HrmError
-from hrm.predict.cache_replay import replay
+from hrm.predict.cache_plan import CachePolicy
+from hrm.predict.cache_replay import CacheReplay, replay, true_predictions
 from hrm.predict.decode_passes import decode_passes
 from hrm.predict.routing_demand import pass_demand
 from hrm.predict.routing_hit_rates import hit_rate_of
@@ -29,24 +32,31 @@ from runtime.experts.token_scheduler import distinct_experts, regroup
 
 BATCHES = (4, 16)
 SHARES = (0.5, 0.25)
-COPIES = (0.0, 1.0, 2.0, 4.0)
-PLAIN = ("lru", "lfu", "static")
+COPIES: tuple[float | None, ...] = (0.0, 1.0, 2.0, 3.0, 4.0, None)
+TRUE_COPIES: tuple[float | None, ...] = (2.0, 4.0)
+PLAIN: tuple[CachePolicy, ...] = ("lru", "lfu", "static")
 
 
 def hit_rates(trace: RoutingTrace, predictions: Probabilities, batch: int, share: float) -> dict[str, Any]:
     """Of every policy at equal slots, and the experts copied per pass."""
     slots = round(share * trace.num_experts)
-    runs = {policy: replay(trace, batch, slots, policy) for policy in PLAIN}
-    runs |= {
-        f"predictive, {copies:g} copies": replay(trace, batch, slots, "predictive", predictions, copies)
-        for copies in COPIES
-    }
+    best = hit_rate_of(pass_demand(trace, batch), slots, "belady")
     found = {
         name: {"hit_rate": run.hit_rate, "copied_per_pass": run.fetched + run.prefetched, "wasted": run.wasted}
-        for name, run in runs.items()
+        for name, run in replays(trace, predictions, batch, slots).items()
     }
-    best = hit_rate_of(pass_demand(trace, batch), slots, "belady")
     return {"batch": batch, "slots_per_layer": slots, "belady": best, **found}
+
+
+def replays(trace: RoutingTrace, predictions: Probabilities, batch: int, slots: int) -> dict[str, CacheReplay]:
+    """Plain policies, the predictive cache, and the same given the truth."""
+    runs: dict[str, CacheReplay] = {policy: replay(trace, batch, slots, policy) for policy in PLAIN}
+    truth = true_predictions(trace)
+    for name, given, links in (("predictive", predictions, COPIES), ("true paths", truth, TRUE_COPIES)):
+        for copies in links:
+            ahead = "any" if copies is None else f"{copies:g}"
+            runs[f"{name}, {ahead} copies"] = replay(trace, batch, slots, "predictive", given, copies)
+    return runs
 
 
 def regrouping(trace: RoutingTrace, predictions: Probabilities, batch: int) -> dict[str, Any]:

@@ -11,11 +11,15 @@ from conftest import Invoke
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from tiny_checkpoints import save_tiny
+from torch.nn import functional
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from hrm.errors import CheckpointError, HrmError, WorkloadError
 from hrm.predict.routing_predictions import load_predictions
 from hrm.predict.routing_trace import RoutingTrace, save_routing_trace
+from runtime.checkpoint.checkpoint import Checkpoint
+from runtime.experts.model_embeddings import model_embeddings
 from runtime.experts.predictor import RoutingPredictor, predictor_bytes
 from runtime.experts.predictor_baselines import BASELINES, layer_frequencies, smoothed_shares
 from runtime.experts.predictor_data import load_labels, select_rows, split_prompts, window_spans
@@ -194,6 +198,31 @@ def test_without_profiles_training_begins_at_the_layers_frequencies() -> None:
     np.testing.assert_allclose(found, np.clip(layer_frequencies(train), 1e-4, None), atol=1e-3)
 
 
+def test_embeddings_of_the_model_keep_its_distances(tmp_path: Path) -> None:
+    save_tiny("mixtral", tmp_path / "tiny")
+    checkpoint = Checkpoint.open(tmp_path / "tiny")
+    vocab, width = checkpoint.config.vocab_size, checkpoint.config.hidden_size
+    table = checkpoint.tensor("model.embed_tokens.weight", (vocab, width))
+    found = model_embeddings(checkpoint, width + 8)
+    assert found.shape == (vocab, width + 8) and not found[:, width:].any()
+    wanted = torch.pdist(table)
+    torch.testing.assert_close(
+        torch.pdist(found) * wanted.norm() / torch.pdist(found).norm(), wanted, rtol=1e-3, atol=0
+    )
+    leading = model_embeddings(checkpoint, 4)
+    variance = found.var(dim=0)
+    assert (variance[:3] >= variance[1:4]).all()
+    direction = functional.cosine_similarity(leading, found[:, :4], dim=0)
+    torch.testing.assert_close(direction.abs(), torch.ones(4), rtol=1e-4, atol=0)
+
+
+def test_training_begins_at_given_embeddings() -> None:
+    table = torch.randn(VOCAB, SMALL.hidden_size, generator=torch.Generator().manual_seed(0))
+    options = TrainingOptions(epochs=1, batch_tokens=10**6, learning_rate=1e-9)
+    trained = train_predictor(toy_trace(20, 1), TARGET, SMALL, options, CPU, embeddings=table).predictor
+    torch.testing.assert_close(trained.embedding.weight.data, table, rtol=1e-3, atol=1e-3)
+
+
 def test_training_stops_early_and_keeps_the_best_epoch() -> None:
     trace = toy_trace(30, 1)
     rng = np.random.default_rng(0)
@@ -291,6 +320,7 @@ def test_a_predictor_survives_its_file(trained: Training, saved: Path) -> None:
     assert loaded.predictor.target == TARGET and loaded.predictor.settings == SMALL
     assert loaded.trained_on.prompts == 200 and loaded.trained_on.without_domain is None
     np.testing.assert_array_equal(predict_trace(loaded.predictor, trace), predict_trace(trained.predictor, trace))
+    assert {weight.dtype for weight in load_file(saved).values()} == {torch.float16}
 
 
 def test_files_that_are_no_predictor_are_refused(saved: Path, tmp_path: Path) -> None:
@@ -409,6 +439,9 @@ def test_across_domains(hrm: Invoke, folder: Path) -> None:
         (("--model", "mixtral-8x7b"), "recorded of model"),
         (("--output", "{}/nowhere/p.safetensors"), "cannot be written"),
         (("--pos-weight", "nan"), "pos_weight"),
+        (("--model", "mixtral-8x7b", "--model-embeddings"), "recorded of model"),
+        (("--model", "{}/toy/config.json", "--model-embeddings"), "no checkpoint directory"),
+        (("--model-embeddings",), "toy: holds neither"),
     ],
 )
 def test_bad_options_of_train(hrm: Invoke, folder: Path, more: tuple[str, ...], message: str) -> None:

@@ -24,6 +24,11 @@ def train(
     epochs: Annotated[int, typer.Option(min=1, help="At most so many; training stops early.")] = 30,
     seed: Annotated[int, typer.Option(min=0, help="Of weights, order and validation prompts.")] = 0,
     hidden_size: Annotated[int, typer.Option(min=1, help="Width of the network.")] = 32,
+    ffn_size: Annotated[int, typer.Option(min=1, help="Width inside its FFNs.")] = 2048,
+    head_dim: Annotated[int, typer.Option(min=1, help="Width of each of its attention heads.")] = 16,
+    model_embeddings: Annotated[
+        bool, typer.Option("--model-embeddings", help="Begin at the token embeddings of --model, a checkpoint.")
+    ] = False,
     window: Annotated[int, typer.Option(min=2, help="Tokens that it sees at most.")] = 256,
     pos_weight: Annotated[float, typer.Option(help="Weight of chosen experts in the loss; 1: calibrated.")] = 1.0,
     device: DeviceOption = None,
@@ -41,13 +46,15 @@ def train(
     check_writable(output)
     from runtime.cli.predictor_steps import fit, load_trace, print_training, select_prompts
     from runtime.device import choose_device
+    from runtime.experts.model_embeddings import read_embeddings
     from runtime.experts.predictor_settings import PredictorSettings, TrainingOptions
 
     spec, on = load_model(model), choose_device(device)
     options = TrainingOptions(epochs=epochs, seed=seed, pos_weight=pos_weight)
     recorded = select_prompts(load_trace(trace, spec), trace, labels, without_domain, inside=False)
-    settings = PredictorSettings(hidden_size=hidden_size, window=window)
-    print_training(fit(recorded, spec, settings, options, on, output, without_domain), output, json)
+    settings = PredictorSettings(hidden_size=hidden_size, ffn_size=ffn_size, head_dim=head_dim, window=window)
+    table = read_embeddings(model, hidden_size) if model_embeddings else None
+    print_training(fit(recorded, spec, settings, options, on, output, without_domain, table), output, json)
 
 
 @app.command("evaluate")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from hrm.cli.output import print_json, print_table, print_text
 from hrm.cli.progress import progress_bar
@@ -84,10 +85,11 @@ def fit(
     device: torch.device,
     output: Path,
     without_domain: str | None,
+    embeddings: Tensor | None = None,
 ) -> Training:
     """Trains and saves a predictor. Raises HrmError."""
     with progress_bar("epochs") as update:
-        training = train_predictor(trace, target_of(model), settings, options, device, update)
+        training = train_predictor(trace, target_of(model), settings, options, device, update, embeddings)
     save_predictor(training.predictor, trained_on(training, trace, options, without_domain), output)
     return training
 

@@ -2,21 +2,21 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from hrm.errors import HrmError
 from hrm.predict.routing_trace import RoutingTrace
 from runtime.experts.predictor import RoutingPredictor
 from runtime.experts.predictor_baselines import layer_frequencies
-from runtime.experts.predictor_batches import TrainingBatch, TrainingRows, training_batches
+from runtime.experts.predictor_batches import TrainingRows, training_batches
 from runtime.experts.predictor_data import split_prompts
+from runtime.experts.predictor_epoch import rate, train_epoch, validate
 from runtime.experts.predictor_settings import PredictorSettings, PredictorTarget, TrainingOptions, check_target
 from runtime.experts.token_profiles import log_odds, token_profiles
 
@@ -48,8 +48,12 @@ def train_predictor(
     options: TrainingOptions,
     device: torch.device,
     update: Update | None = None,
+    embeddings: Tensor | None = None,
 ) -> Training:
     """AdamW, warm-up and cosine decay; stops early on prompts held out of the trace. `update(done, total)` in epochs.
+
+    embeddings [V, H]: where the predictor's begin (`model_embeddings`); None: at random. Its weights are numbers of
+    fp16 in the end, so that its file is half as large.
 
     The same seed gives the same weights on the same machine and device (CUDA kernels may add in another order).
 
@@ -62,6 +66,8 @@ def train_predictor(
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(options.seed)
         predictor = RoutingPredictor(target, settings, options.dropout)
+        if embeddings is not None:
+            predictor.embedding.weight.data.copy_(embeddings)
         rows = _begin_at_counts(predictor, train, options.seed)
         return _train(predictor.to(device), TrainingRows(train, rows), TrainingRows(validation, None), options, update)
 
@@ -95,13 +101,13 @@ def _train(
     optimiser = torch.optim.AdamW(
         predictor.parameters(), options.learning_rate, betas=(0.9, 0.98), weight_decay=options.weight_decay
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate(step, steps))
     epochs: list[Epoch] = []
     best, weights = 0, copy.deepcopy(predictor.state_dict())
     for done in range(options.epochs):
         batches = training_batches(train, predictor, options.batch_tokens, rng)
-        loss = _train_epoch(predictor, batches, options, optimiser, schedule)
-        epochs.append(Epoch(loss, *_validate(predictor, validation, options)))
+        loss = train_epoch(predictor, batches, options, optimiser, schedule)
+        epochs.append(Epoch(loss, *validate(predictor, validation, options)))
         if not all(math.isfinite(x) for x in (loss, epochs[-1].validation_loss)):
             raise HrmError(f"predictor training: the loss is not finite in epoch {done}; lower the learning rate")
         if epochs[-1].validation_loss <= epochs[best].validation_loss:
@@ -111,54 +117,4 @@ def _train(
         if done - best >= options.patience:
             break
     predictor.load_state_dict(weights)
-    return Training(predictor.cpu().eval(), tuple(epochs), best)
-
-
-def _rate(step: int, steps: int) -> float:
-    """Share of the learning rate: 3 % of the steps warm up, then a cosine down to a twentieth."""
-    warm_up = max(1, steps * 3 // 100)
-    return min((step + 1) / warm_up, 0.525 + 0.475 * math.cos(math.pi * min(step / steps, 1.0)))
-
-
-def _train_epoch(
-    predictor: RoutingPredictor,
-    batches: Iterator[TrainingBatch],
-    options: TrainingOptions,
-    optimiser: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-) -> float:
-    predictor.train()
-    total = torch.zeros((), device=predictor.device)
-    rows = 0
-    for batch in batches:
-        loss, _ = _loss(predictor, batch, options.pos_weight)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(predictor.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        total += loss.detach() * len(batch.experts)
-        rows += len(batch.experts)
-    return float(total) / rows
-
-
-@torch.inference_mode()
-def _validate(predictor: RoutingPredictor, data: TrainingRows, options: TrainingOptions) -> tuple[float, float]:
-    """(loss, recall at top_k) over all rows."""
-    predictor.eval()
-    loss, hits, rows = 0.0, 0.0, 0
-    for batch in training_batches(data, predictor, options.batch_tokens, None):
-        found, logits = _loss(predictor, batch, options.pos_weight)
-        chosen = logits.topk(batch.experts.shape[-1], dim=-1).indices  # [T, L, k]
-        hits += (chosen[..., None] == batch.experts[..., None, :]).any(-1).float().mean().item() * len(batch.experts)
-        loss += found.item() * len(batch.experts)
-        rows += len(batch.experts)
-    return loss / rows, hits / rows
-
-
-def _loss(predictor: RoutingPredictor, batch: TrainingBatch, pos_weight: float) -> tuple[Tensor, Tensor]:
-    """Binary cross-entropy against the chosen experts, and the logits [T, L, E]."""
-    logits = predictor.logits(predictor.features(batch.tokens, batch.profiles)[batch.wanted])
-    chosen = torch.zeros_like(logits).scatter_(-1, batch.experts, 1.0)
-    weight = logits.new_tensor(pos_weight)
-    return functional.binary_cross_entropy_with_logits(logits, chosen, pos_weight=weight), logits
+    return Training(predictor.cpu().half().float().eval(), tuple(epochs), best)
