@@ -57,7 +57,7 @@ def run(mode: str, setting: Setting, simulator: Simulator, warmup: int, copied: 
         units = Units(setting.batch, setting.replay.paths if mode == "units_regrouped" else None)
     on_gpu = setting.device.startswith("cuda")
     began = time.perf_counter()
-    forecast = Timed(setting.forecast)
+    forecast = Timed(setting.forecast) if policy.expert_cache == "predictive" else None
     engine = Engine(setting.model, policy, setting.device, setting.gpu_memory, forecast=forecast, units=units)
     loaded = time.perf_counter() - began
     with engine:
@@ -70,7 +70,7 @@ def run(mode: str, setting: Setting, simulator: Simulator, warmup: int, copied: 
         passes = _decode_passes(engine, waiting, warmup)
         found = {"load_seconds": loaded, **_speed(passes), **_cache(engine, passes), **_memory(engine, on_gpu)}
         found |= {"experts_on_gpu": policy.experts_on_gpu, "simulated_seconds_by_share": shares}
-        before = statistics.fmean(forecast.seconds[-len(passes) :]) if forecast.seconds else 0.0
+        before = statistics.fmean(forecast.seconds[-len(passes) :]) if forecast is not None else 0.0
         return found | _predicted(engine, simulator, policy, passes, before)
 
 
