@@ -87,6 +87,17 @@ def test_balanced_experts_go_in_one_product(
     torch.testing.assert_close(out.double(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
 
+def test_many_tokens_go_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which changes nothing."""
+    _, _, parts = experts_of(torch.float32, [Slab(0, E, 0, ROWS)])
+    x, chosen, gates = torch.randn(50, H), torch.randint(0, E, (50, K)), torch.rand(50, K)
+    whole, blocks = torch.empty_like(x), torch.full_like(x, torch.nan)
+    cpu_layer.cpu_layer(x, chosen, gates, E, parts, whole, Scratch())
+    monkeypatch.setattr(cpu_layer, "BLOCK_BYTES", 7 * K * H * 4)
+    cpu_layer.cpu_layer(x, chosen, gates, E, parts, blocks, Scratch())
+    torch.testing.assert_close(blocks, whole)
+
+
 def test_one_expert_gets_all_tokens() -> None:
     """Experts without tokens are skipped."""
     gate_up, down, parts = experts_of(torch.float32, [Slab(0, E, 0, ROWS)])

@@ -1,12 +1,14 @@
 """The routed experts of a layer by rows per expert, as the runtime runs them: sorted, multiplied, weighted and summed.
 
 On the CPU a sixteenth of every expert's rows: policies leave it a small part of them, and sorting and summing weigh
-more beside that than beside whole experts.
+more beside that than beside whole experts. As many layers as the plan has memory for take turns, so that no cache holds
+one until its next turn.
 
 T tokens, k top_k, E experts, H hidden_size, I intermediate_size.
 """
 
 from collections.abc import Callable, Iterable
+from itertools import cycle
 
 import torch
 from torch import Tensor
@@ -24,7 +26,7 @@ from runtime.memory.slab_tensors import SlabTensors
 CPU_SHARE, LEAST_ROWS = 16, 256  # of an expert's rows one in so many is measured on the CPU, and no fewer than those
 
 _CPU = torch.device("cpu")
-LayerCall = Callable[[SlabTensors, Tensor, Tensor, Tensor], Callable[[], object]]
+LayerCall = Callable[[list[SlabTensors], Tensor, Tensor, Tensor], Callable[[], object]]
 
 GROUPED, PER_EXPERT = "grouped matrix products", "one expert after the other"
 
@@ -37,8 +39,11 @@ def expert_method(dtype: torch.dtype, device: torch.device) -> str:
 def measure_cpu_experts(plan: Plan, dtype: torch.dtype, rows: Iterable[int]) -> tuple[Timing, ...]:
     """A part of a layer's experts where they lie in CPU memory, on tokens that give each the same number of rows."""
     width = plan.shapes.intermediate_size
-    weights = _weights(plan, dtype, _CPU, plan.weight_bytes, max(width // CPU_SHARE, min(width, LEAST_ROWS)))
-    return _measure(plan, weights, _on_cpu, rows, plan.weight_bytes)
+    measured = max(width // CPU_SHARE, min(width, LEAST_ROWS))
+    first = _weights(plan, dtype, _CPU, plan.weight_bytes, measured)
+    layers = plan.weight_bytes // (3 * first.down.nbytes)
+    others = [_weights(plan, dtype, _CPU, plan.weight_bytes, measured) for _ in range(layers - 1)]
+    return _measure(plan, [first, *others], _on_cpu, rows, plan.weight_bytes)
 
 
 def measure_gpu_experts(
@@ -47,12 +52,13 @@ def measure_gpu_experts(
     """A layer, or as many of its experts as fit; `device` is the CPU where it plays the GPU."""
     budget = plan.gpu_weight_bytes if device.type == "cuda" else plan.weight_bytes
     weights = _weights(plan, dtype, device, budget, plan.shapes.intermediate_size)
-    return _measure(plan, weights, _on_gpu, rows, budget)
+    return _measure(plan, [weights], _on_gpu, rows, budget)
 
 
 def _measure(
-    plan: Plan, weights: SlabTensors, layer: LayerCall, rows: Iterable[int], budget: int
+    plan: Plan, layers: list[SlabTensors], layer: LayerCall, rows: Iterable[int], budget: int
 ) -> tuple[Timing, ...]:
+    weights = layers[0]
     experts, hidden, width = weights.slab.experts, plan.shapes.hidden_size, weights.slab.rows
     dtype, device = weights.down.dtype, weights.down.device
     row_elements = experts * (2 * hidden + 3 * width)  # moved by one row of each expert, as expert_operator counts
@@ -60,7 +66,7 @@ def _measure(
     for size in affordable(rows, timings):
         if timings and size * row_elements * dtype.itemsize > budget:
             break
-        call = layer(weights, *_tokens(weights, size, min(plan.shapes.top_k, experts)))
+        call = layer(layers, *_tokens(weights, size, min(plan.shapes.top_k, experts)))
         moved = (3 * experts * hidden * width + size * row_elements) * dtype.itemsize
         flops = 6.0 * experts * size * hidden * width
         with torch.inference_mode():
@@ -87,16 +93,16 @@ def _tokens(weights: SlabTensors, rows: int, top_k: int) -> tuple[Tensor, Tensor
     return x, chosen, torch.full((tokens, top_k), 1.0 / top_k, device=device)
 
 
-def _on_gpu(weights: SlabTensors, x: Tensor, chosen: Tensor, gates: Tensor) -> Callable[[], object]:
+def _on_gpu(layers: list[SlabTensors], x: Tensor, chosen: Tensor, gates: Tensor) -> Callable[[], object]:
     def call() -> Tensor:
-        order = sort_tokens(x, chosen, gates, weights.slab.experts)
-        total = add_slabs(None, order, [weights])
+        order = sort_tokens(x, chosen, gates, layers[0].slab.experts)
+        total = add_slabs(None, order, layers[:1])
         assert total is not None
         return combine(total, order)
 
     return call
 
 
-def _on_cpu(weights: SlabTensors, x: Tensor, chosen: Tensor, gates: Tensor) -> Callable[[], object]:
-    out, scratch = torch.empty_like(x), Scratch()
-    return lambda: cpu_layer(x, chosen, gates, weights.slab.experts, [weights], out, scratch)
+def _on_cpu(layers: list[SlabTensors], x: Tensor, chosen: Tensor, gates: Tensor) -> Callable[[], object]:
+    out, scratch, turns = torch.empty_like(x), Scratch(), cycle(layers)
+    return lambda: cpu_layer(x, chosen, gates, layers[0].slab.experts, [next(turns)], out, scratch)

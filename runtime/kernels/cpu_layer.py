@@ -23,6 +23,7 @@ from runtime.kernels.routed_rows import RoutedRows, routed_rows
 from runtime.memory.scratch import Scratch
 from runtime.memory.slab_tensors import SlabTensors
 
+BLOCK_BYTES = 64 << 20  # of routed hidden states at a time: bounds the scratch memory, and caches hold more of it
 PADDING = 1.3  # times the rows there are, up to which padding costs less than products one by one
 
 
@@ -39,9 +40,24 @@ def cpu_layer(
 
     x [T, H], experts [T, k] int64, weights [T, k]; on the CPU. Without slabs `out` is zero.
     """
-    if not slabs or not len(x):
+    if not slabs:
         out.zero_()
         return
+    step = max(1, BLOCK_BYTES // (experts.shape[1] * x.shape[1] * x.element_size()))
+    for start in range(0, len(x), step):
+        own = slice(start, start + step)
+        _block(x[own], experts[own], weights[own], num_experts, slabs, out[own], scratch)
+
+
+def _block(
+    x: Tensor,
+    experts: Tensor,
+    weights: Tensor,
+    num_experts: int,
+    slabs: list[SlabTensors],
+    out: Tensor,
+    scratch: Scratch,
+) -> None:
     rows = routed_rows(x, experts, num_experts)
     if rows.counts.max() <= FEW_ROWS and experts_backend() == "compiled":
         parts, places = _few(rows, slabs, scratch)
