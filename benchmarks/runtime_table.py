@@ -62,11 +62,13 @@ def rows_of(data: dict[str, Any]) -> Iterable[Row]:
     if data["benchmark"] == PEER:
         yield from (row for entry in data["rows"] for row in peer_rows(entry))
         return
-    measured = "decode" if data["settings"]["mode"] == "decode" else "end to end"
-    system = f"**hrm**, {data['policy']['schedule']}"
+    system, window = f"**hrm**, {data['policy']['schedule']}", data.get("window") or {}
     batch = data.get("batch", data["policy"]["batch_size"])
-    share = data["window"].get("share_of_roof") if data.get("window") and measured == "decode" else None
-    yield Row(measured, system, "", batch, data.get("tokens_per_s"), share)
+    if data["settings"]["mode"] == "decode" or data.get("interrupted"):  # of a run cut short, its last decode passes
+        speed = window.get("tokens_per_s", data.get("tokens_per_s"))
+        yield Row("decode", system, "", batch, speed, window.get("share_of_roof"))
+    else:
+        yield Row("end to end", system, "", batch, data.get("tokens_per_s"), None)
 
 
 def peer_rows(entry: dict[str, Any]) -> Iterable[Row]:

@@ -338,7 +338,7 @@ def test_memory_sweep_names_every_schedule(t4_rates: Rates) -> None:
 def test_memory_sweep_refuses_other_fields(t4_rates: Rates) -> None:
     with pytest.raises(HrmError, match="no memory"):
         plot_memory_sweep({"cgopipe": pd.DataFrame()}, axes(), field="htod")
-    with pytest.raises(HrmError, match="give 1 to 8"):
+    with pytest.raises(HrmError, match="give 1 to 10"):
         plot_memory_sweep({}, axes())
 
 

@@ -23,8 +23,8 @@ COLOURS = {
     "muted": "#6B6B6B",
     "grid": "#E9E9E9",
 }
-SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A8A00")
-SERIES_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
+SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A8A00", "#7A4A2B", "#7F7F7F")
+SERIES_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*", "h", "p")
 HEAT = "viridis"
 LABEL_SIZE = 12.0
 TITLE_SIZE = 15.0
