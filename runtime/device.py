@@ -36,7 +36,8 @@ class CpuDevice:
         """From here on this thread works in that lane."""
 
     def begin_thread(self, resource: Resource) -> None:
-        """Nothing to set: the CPU's threads are all there is."""
+        """Before a thread's first task: the cores are shared with the other processor that the CPU plays."""
+        torch.set_num_threads(compute_threads(beside_gpu=False))
 
     def mark(self) -> Mark:
         """Now."""

@@ -50,7 +50,7 @@ def load_memory(
     pool = torch.empty(layout.pool_bytes(), dtype=torch.uint8, device=torch_device)
     kv = empty_kv_cache(lock)
     final = final_norm.to(torch_device)
-    threads = compute_threads()
+    threads = compute_threads(beside_gpu=torch_device.type == "cuda")
     attention_backend(), experts_backend()  # compiled now, not in the first pass
     slots = make_slots(experts, config, layout.policy, torch_device)
     return ModelMemory(config, model.family, torch_device, experts, dense, embedding, final, pool, kv, threads, slots)

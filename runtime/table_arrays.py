@@ -12,8 +12,14 @@ Indices = NDArray[np.int64]
 
 
 def padded_table(table: SequenceTable, slots: Indices) -> Indices:
-    most = int((-(-table.cached[slots] // BLOCK)).max(initial=0))
-    return table.table[slots, :most].astype(np.int64)
+    """Blocks of each sequence, [slots, most]; padding repeats its first.
+
+    Behind its own blocks a slot's row still has those of a sequence that has left, which may lie in another pool.
+    """
+    counts = -(-table.cached[slots] // BLOCK)
+    most = int(counts.max(initial=0))
+    blocks = table.table[slots, :most].astype(np.int64)
+    return np.where(np.arange(most) < counts[:, None], blocks, blocks[:, :1])
 
 
 def last_token(table: SequenceTable, slots: Indices) -> Indices:

@@ -23,6 +23,7 @@ from runtime.memory.kv_cache import BLOCK, BlockPool, block_bytes, blocks_of
 from runtime.requests.request import Request, Sampling
 from runtime.scheduler import Demand, admit, peak_blocks, pool_demand, refusal
 from runtime.sequences import SequenceTable, make_table
+from runtime.table_arrays import padded_table
 
 MAX_POSITIONS = 400
 CONFIG = synthetic_checkpoint(TINY_CONFIG).config
@@ -361,3 +362,19 @@ def test_a_completion_ends_for_the_right_reason(
     assert finish_reason(sampling, tokens, (9,), spell) == reason
     assert text_of(sampling, tokens, (9,), spell) == text
     assert text_of(sampling, tokens, (9,), None) == ""
+
+
+def test_a_slot_that_changes_its_pool_leaves_no_block_of_the_other_behind() -> None:
+    """Padding is read too, so it has to lie in the pool that is read."""
+    table, pools = make_table(2, 8 * BLOCK, 4), pools_of(100, 6)
+    pools["host"].allocate(50)
+    table.enter(0, request(6 * BLOCK, 4), on_gpu=False)
+    table.reserve(np.array([0]), np.array([6 * BLOCK]), pools)
+    table.leave(0, pools)
+    for slot, tokens in ((0, BLOCK), (1, 3 * BLOCK)):
+        table.enter(slot, request(tokens, 4), on_gpu=True)
+        table.reserve(np.array([slot]), np.array([tokens]), pools)
+    padded = padded_table(table, np.array([0, 1]))
+    assert padded.shape == (2, 3) and padded.max() < 6
+    assert padded[0].tolist() == [table.table[0, 0]] * 3
+    assert padded[1].tolist() == table.table[1, :3].tolist()

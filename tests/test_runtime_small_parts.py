@@ -62,6 +62,12 @@ def test_the_allocators_limit_is_what_leaves_the_usable_memory(limit: float) -> 
 def test_work_on_the_cpu_leaves_cores_to_those_that_feed_the_gpu() -> None:
     cores = len(os.sched_getaffinity(0))
     assert compute_threads() == max(1, cores - max(1, cores // SPARE_CORES))
+
+
+def test_a_cpu_that_plays_the_gpu_shares_its_cores_between_both() -> None:
     before = torch.get_num_threads()
-    CpuDevice().begin_thread(Resource.CPU)
-    assert torch.get_num_threads() == before
+    try:
+        CpuDevice().begin_thread(Resource.CPU)
+        assert torch.get_num_threads() == compute_threads(beside_gpu=False) == max(1, len(os.sched_getaffinity(0)) // 2)
+    finally:
+        torch.set_num_threads(before)

@@ -27,6 +27,7 @@ from runtime.validation.explain import BETWEEN, WAITING, explain, kind_table, qu
 from runtime.validation.figures import gantt_pair_figure, parity_points
 from runtime.validation.options import ValidateOptions, parse_names, parse_numbers
 from runtime.validation.summary import rankings, read_report, summary
+from runtime.validation.tables import describe_result
 from runtime.validation.workloads import random_prompts, run_shape, search_workload
 
 RATES = make_rates(load_profile("t4"), load_model("mixtral-tiny"), make_workload(8, 28, where="test"))
@@ -287,3 +288,9 @@ def test_lists_of_options() -> None:
     assert parse_numbers("64, 256", "--contexts") == (64, 256)
     assert parse_numbers(None, "--contexts") == ()
     assert parse_names("auto, cgopipe") == ("auto", "cgopipe")
+
+
+def test_a_result_in_one_line() -> None:
+    path = Path(__file__).parents[1] / "benchmarks" / "results" / "validation_h200.json"
+    text = describe_result(read_report(path).runs[0])
+    assert text == "auto, 11 x 106, context 384: 135 ms a pass, predicted 142 ms (+5%)"

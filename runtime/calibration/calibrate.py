@@ -44,8 +44,7 @@ def calibrate_machine(options: Options, progress: Progress) -> Calibration:
         check_directory(options.disk, plan.file_bytes)
     threads = torch.get_num_threads()
     try:
-        if device.type == "cuda":
-            torch.set_num_threads(compute_threads())  # as the runtime does
+        torch.set_num_threads(compute_threads(beside_gpu=device.type == "cuda"))  # as the runtime does
         return measure(plan, machine, device, dtype, options.disk, progress)
     finally:
         torch.set_num_threads(threads)

@@ -39,7 +39,7 @@ def describe_result(result: RunCheck | NotRun) -> str:
     if isinstance(result, NotRun):
         return f"{where}: {result.reason}"
     seconds = f"{format_seconds(result.measured_seconds)} a pass, predicted {format_seconds(result.predicted_seconds)}"
-    return f"{where}: {seconds} ({_signed(result.error)})"
+    return f"{where}: {seconds} ({result.error:+.0%})"
 
 
 def chosen_columns(rows: Sequence[tuple[str, ...]], names: tuple[str, ...]) -> list[tuple[str, ...]]:

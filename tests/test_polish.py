@@ -1,0 +1,58 @@
+"""Policies polished by simulation: never slower by the score, always of the machine's size, the CPU with a margin."""
+
+import pytest
+
+from hrm.errors import PolicyError
+from hrm.predict.prediction import predict
+from hrm.predict.rates import MAX_CHUNK, Rates
+from hrm.predict.simulate import Simulator
+from hrm.predict.throughput import simulate_throughput
+from hrm.search.polish import CPU_MARGIN, polished, with_margin
+from hrm.search.search import make_rates, search_policy
+from hrm.spec.hardware import load_profile
+from hrm.spec.model_config import load_model
+from hrm.spec.policy import Policy
+from hrm.spec.workload import make_workload
+
+WORKLOAD = make_workload(128, 77, where="test")
+MACHINES = {name: make_rates(load_profile(name), load_model("mixtral-8x7b"), WORKLOAD) for name in ("t4", "h200-16gib")}
+
+
+def speed(rates: Rates, policy: Policy) -> float:
+    return simulate_throughput(Simulator(rates.for_chunk(policy.prefill_chunk_tokens)), policy).generation_throughput
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_a_polished_policy_fits_and_simulates_no_slower(machine: str) -> None:
+    """Only the share of the CPU's experts, the pool for what is streamed instead, and the prefill chunk change."""
+    rates = MACHINES[machine]
+    for candidate in search_policy(rates, "auto", 6).candidates:
+        policy = candidate.policy
+        better = polished(rates, policy, lambda p: speed(rates, p))
+        predict(rates, better)
+        assert speed(rates, better) >= speed(rates, policy)
+        assert policy.experts_on_gpu <= better.experts_on_gpu <= 1
+        assert policy.prefill_chunk_tokens <= better.prefill_chunk_tokens <= MAX_CHUNK
+        kept = {"experts_on_gpu", "page_pool_bytes", "prefill_chunk_tokens"}
+        assert better.model_dump(exclude=kept) == policy.model_dump(exclude=kept)
+
+
+def test_the_margin_is_the_cpus_alone() -> None:
+    """What it computes and reads slows down, and nothing else."""
+    rates = MACHINES["h200-16gib"]
+    profile, careful = rates.machine.profile, with_margin(rates).machine.profile
+    assert careful.cpu.memory_bandwidth.value == pytest.approx(CPU_MARGIN * profile.cpu.memory_bandwidth.value)
+    assert careful.gpu == profile.gpu and careful.links == profile.links
+
+
+def test_variants_that_cannot_be_weighed_are_left_out() -> None:
+    """As those that do not fit."""
+    rates = MACHINES["t4"]
+    policy = next(c.policy for c in search_policy(rates, "auto", 6).candidates if c.policy.experts_on_gpu < 1)
+
+    def score(tried: Policy) -> float:
+        if tried != policy:
+            raise PolicyError("not this one")
+        return 1.0
+
+    assert polished(rates, policy, score) == policy
