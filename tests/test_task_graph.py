@@ -430,13 +430,14 @@ def test_order_does_not_depend_on_the_order_of_the_list_across_queues():
 
 
 def test_five_thousand_tasks_are_validated_in_well_under_a_second():
+    """Of the processor's time, whatever else runs: a check of every pair would take minutes."""
     rates = make_rates(load_profile("t4"), load_model("mixtral-8x7b"), load_workload("mtbench", 128, None))
     chosen = policy("cgopipe", micro_batches=20)
     graph = build_graph(rates.sizes, decode_slice(chosen, 100.0), chosen)
     assert len(graph.tasks) > 4000
-    begin = time.perf_counter()
+    begin = time.process_time()
     validate(graph)
-    assert time.perf_counter() - begin < 1.0
+    assert time.process_time() - begin < 1.0
 
 
 def test_tasks_and_graphs_are_readable():

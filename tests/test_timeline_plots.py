@@ -269,7 +269,7 @@ def test_parity_within_the_band_names_nothing() -> None:
         ([], "no point"),
         ([ParityPoint("a", "g", 0.0, 1.0)], "'a' has published 0.0"),
         ([ParityPoint("a", "g", 1.0, float("inf"))], "must be positive"),
-        ([ParityPoint("a", str(i), 1.0, 1.0) for i in range(9)], "9 groups"),
+        ([ParityPoint("a", str(i), 1.0, 1.0) for i in range(11)], "11 groups"),
     ],
 )
 def test_points_that_cannot_be_drawn_are_refused(points: list[ParityPoint], message: str) -> None:
