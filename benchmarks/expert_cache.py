@@ -5,11 +5,11 @@ python benchmarks/expert_cache.py --synthetic qwen3-30b-a3b --profile this-machi
 
 Weights are random; which experts a token takes comes from the trace (`scaled_routing.py`), and so do the predictions,
 with the predictor's real mistakes. Modes: `load_everything` streams all experts of every layer; `streaming` those that
-do not fit in the memory that the caches have; lru, lfu: fetched after
-the router; predictive: copied ahead by prediction and corrected; lru_cpu, predictive_cpu: the same, and only a share of
-what the router misses is copied, the experts of the fewest tokens are computed on the CPU (--experts-on-gpu, or the
-share at which a decode pass is fastest in simulation, for a replay of the same routing); `units`: two batches in turns,
-as they come and regrouped by predicted paths, so with twice the requests. A hit is an expert that has a slot when the
+do not fit in the memory that the caches have; lru, lfu: fetched after the router; predictive: copied by prediction
+and corrected; lru_cpu, predictive_cpu: the same, and only a share of what the router misses is copied, the experts of
+the fewest tokens are computed on the CPU (--experts-on-gpu, or the share at which a decode pass is fastest in
+simulation, for a replay of the same routing); `units`: two batches in turns, as they come and regrouped by predicted
+paths, so with twice the requests. A hit is an expert that has a slot when the
 router chooses it; late hits are those whose copy had yet to arrive. With --predictor its time is part of every pass.
 Predicted: the simulator with the run's own counts, and what the run's forecasts took before its passes.
 """

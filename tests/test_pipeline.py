@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -12,6 +13,7 @@ from tiny_schedules import SLICES, VARIANTS, tiny_graph
 from hrm.schedule.graph import TaskGraph
 from hrm.schedule.task import Kind, Resource, Task
 from runtime.device import CpuDevice
+from runtime.issue_order import issue_order
 from runtime.pipeline import Pipeline
 from runtime.wiring import ISSUED_TOGETHER, Wiring
 
@@ -93,6 +95,22 @@ def test_experts_on_the_gpu_are_issued_before_the_thread_waits_for_those_on_the_
     for i in loads:
         beside = [j for j, t in enumerate(tasks) if (t.kind, t.layer) == (Kind.EXPERT_FFN, tasks[i].layer)]
         assert all(place[j] < place[i] for j in beside if tasks[j].micro_batch == tasks[i].micro_batch)
+
+
+def test_a_reader_in_another_thread_is_waited_for_too() -> None:
+    """What the GPU's lanes issue before it must not wait for a task that itself waits for the load."""
+    graph = wiring_of("auto_kernel_batch_experts_on_cpu").graph
+    load = next(i for i, t in enumerate(graph.tasks) if t.kind == Kind.HIDDEN_LOAD and t.resource == Resource.ZERO_COPY)
+    readers = [i for i, t in enumerate(graph.tasks) if load in t.after]
+    direct = issue_order(graph, ISSUED_TOGETHER)
+    assert direct.index(load) < min(direct.index(i) for i in readers)
+    behind = max(direct[: direct.index(load)])
+    page = next(i for i in range(load + 1, behind) if graph.tasks[i].resource == Resource.HTOD)
+    tasks = list(graph.tasks)
+    tasks[page] = replace(tasks[page], after=(*tasks[page].after, load))
+    tasks[behind] = replace(tasks[behind], after=(*tasks[behind].after, page))
+    changed = issue_order(replace(graph, tasks=tuple(tasks)), ISSUED_TOGETHER)
+    assert changed.index(load) < changed.index(behind)
 
 
 def test_waiting_for_the_latest_is_waiting_for_all() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hrm.errors import PolicyError
+from hrm.errors import HrmError, PolicyError, WorkloadError
 from hrm.predict.prediction import predict
 from hrm.predict.rates import MAX_CHUNK, Rates
 from hrm.predict.simulate import Simulator
@@ -45,14 +45,28 @@ def test_the_margin_is_the_cpus_alone() -> None:
     assert careful.gpu == profile.gpu and careful.links == profile.links
 
 
-def test_variants_that_cannot_be_weighed_are_left_out() -> None:
-    """As those that do not fit."""
+@pytest.mark.parametrize("error", [PolicyError, WorkloadError])
+def test_variants_that_cannot_be_weighed_are_left_out(error: type[HrmError]) -> None:
+    """As those that do not fit, or that leave a long request no room."""
     rates = MACHINES["t4"]
     policy = next(c.policy for c in search_policy(rates, "auto", 6).candidates if c.policy.experts_on_gpu < 1)
 
     def score(tried: Policy) -> float:
         if tried != policy:
-            raise PolicyError("not this one")
+            raise error("not this one")
         return 1.0
 
     assert polished(rates, policy, score) == policy
+
+
+def test_a_higher_score_is_taken() -> None:
+    """Of the share of experts on the CPU, and of the prefill chunk; both as far as the machine has room."""
+    rates = MACHINES["h200-16gib"]
+    found = [c.policy for c in search_policy(rates, "auto", 8).candidates]
+    shares = [p for p in found if p.weights_on_gpu < p.experts_on_gpu < 1]
+    assert shares
+    assert all(polished(rates, p, lambda tried: tried.experts_on_gpu).experts_on_gpu == 1 for p in shares)
+    grown = [polished(rates, p, lambda tried: float(tried.prefill_chunk_tokens)) for p in found]
+    assert any(
+        after.prefill_chunk_tokens > before.prefill_chunk_tokens for after, before in zip(grown, found, strict=True)
+    )

@@ -9,7 +9,7 @@ serves a larger one.
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from hrm.errors import PolicyError
+from hrm.errors import HrmError
 from hrm.predict.prediction import page_pool_needed, predict
 from hrm.predict.rates import CHUNK_GRANULARITY, MAX_CHUNK, Rates
 from hrm.spec.policy import Policy
@@ -31,7 +31,8 @@ def with_margin(rates: Rates) -> Rates:
 def polished(rates: Rates, policy: Policy, score: Score) -> Policy:
     """The policy, or a like one with a higher score: first the share of experts on the CPU, then the prefill chunk.
 
-    score: tokens/s; it may raise PolicyError for a policy that it cannot weigh, as for one that does not fit.
+    score: tokens/s; where it raises HrmError for a like policy (it does not fit, or leaves a request no room), that
+    policy is left out.
     """
     best, best_score = policy, score(policy)
     for moves in (_less_on_cpu, _larger_chunks):
@@ -39,7 +40,7 @@ def polished(rates: Rates, policy: Policy, score: Score) -> Policy:
             try:
                 predict(rates, changed)
                 found = score(changed)
-            except PolicyError:
+            except HrmError:
                 continue
             if found > best_score:
                 best, best_score = changed, found

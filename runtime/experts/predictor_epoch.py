@@ -25,6 +25,7 @@ def train_epoch(
     optimiser: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
 ) -> float:
+    """Mean loss over the batches, with a step for each."""
     predictor.train()
     total = torch.zeros((), device=predictor.device)
     rows = 0
