@@ -23,5 +23,5 @@ def left_to_cpu(
     worth to the cache, [experts of the layer]; then the lowest number.
     """
     count = math.floor((1 - copied) * len(misses) + 0.5)
-    ranked = sorted(misses, key=lambda expert: (tokens.get(expert, 1), worth[expert], expert))
-    return tuple(sorted(ranked[:count]))
+    ranked = sorted((tokens.get(expert, 1), worth[expert], expert) for expert in misses)
+    return tuple(sorted(expert for *_, expert in ranked[:count]))

@@ -119,7 +119,8 @@ class ExpertCache:
         if copied < 1:
             counts = dict(zip(map(int, touched), tokens, strict=True)) if tokens is not None else {}
             on_cpu = left_to_cpu(misses, counts, self._policy.worth(layer), copied)
-        fetched = [expert for expert in misses if expert not in on_cpu]
+        left = set(on_cpu)
+        fetched = [expert for expert in misses if expert not in left]
         self._table.count_missed(layer, len(fetched), len(on_cpu))
         waves = self._policy.gate(layer, hits, fetched, on_cpu)
         self._gated = layer + 1
