@@ -22,6 +22,13 @@ BLOCKING = True  # a thread that waits for an event sleeps: one that spins takes
 Mark = torch.cuda.Event | float
 
 
+class SpunEvent(torch.cuda.Event):
+    """An event for which a host thread spins, without Python's lock: waking one that sleeps takes tens of microseconds.
+
+    Of the threads that feed the GPU one waits so, for the choice of every layer's routers.
+    """
+
+
 class CpuDevice:
     """The CPU in the GPU's place."""
 
@@ -39,6 +46,10 @@ class CpuDevice:
         """Nothing to set: the CPU's threads are all there is."""
 
     def mark(self) -> Mark:
+        """Now."""
+        return time.perf_counter()
+
+    def spun_mark(self) -> Mark:
         """Now."""
         return time.perf_counter()
 
@@ -73,6 +84,7 @@ class CudaDevice:
         self.torch_device = torch_device
         self._streams = {resource: torch.cuda.Stream(torch_device) for resource in Resource}  # type: ignore[no-untyped-call]
         self._spare: deque[torch.cuda.Event] = deque()
+        self._spare_spun: deque[SpunEvent] = deque()
 
     def stream(self, resource: Resource) -> torch.cuda.Stream:
         """The stream behind a lane."""
@@ -102,9 +114,22 @@ class CudaDevice:
         event.record()
         return event
 
+    def spun_mark(self) -> Mark:
+        """A mark on the current stream that a thread will wait for at once, and spin."""
+        try:
+            event = self._spare_spun.pop()
+        except IndexError:
+            event = SpunEvent(enable_timing=False, blocking=False)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
+
     def recycle(self, marks: Iterable[Mark | None]) -> None:
         """Marks that nobody waits for any more; making an event costs more than recording one."""
-        self._spare.extend(mark for mark in marks if isinstance(mark, torch.cuda.Event))
+        for mark in marks:
+            if isinstance(mark, SpunEvent):
+                self._spare_spun.append(mark)
+            elif isinstance(mark, torch.cuda.Event):
+                self._spare.append(mark)
 
     def order_after(self, mark: Mark) -> None:
         """The current stream waits for the event."""

@@ -20,6 +20,7 @@ from runtime.kernels.gpu_attention import (
 from runtime.models.common import rotary
 from runtime.tables import PrefillTables
 from runtime.tasks.kv import new_kv
+from runtime.tasks.layer_plan import send_choices
 from runtime.tasks.state import PassState, only_micro_batch
 
 
@@ -48,6 +49,7 @@ def post_attention(state: PassState, index: int, task: Task) -> None:
     if j in state.replayed and routed.experts is not None:
         routed = replace(routed, experts=state.replayed[j][:, memory.moe_place(task.layer)])
     state.hidden[j], state.routed[j] = routed.hidden, routed
+    send_choices(state, j, routed)
     if state.routing is not None:
         state.routing.keep(j, routed)
     del state.qkv[j]
