@@ -104,9 +104,9 @@ class SharedSlots:
         wanted = wanted[self._values[wanted] > floor]
         return wanted if least <= UNHURRIED else wanted[self._chance.ravel()[wanted] >= least]
 
-    def worth(self, layer: int) -> list[float]:
+    def worth(self, layer: int) -> Floats:
         """How often each of a layer's experts is used [experts]: from its gate on, the next use is in the next pass."""
-        found: list[float] = self._demand.frequency[layer].tolist()
+        found: Floats = self._demand.frequency[layer]
         return found
 
     def gate(

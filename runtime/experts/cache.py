@@ -116,7 +116,7 @@ class ExpertSlots:
         targets = self._targets(sources[0].dtype)
         self._marks.await_idle(device, slots)
         torch._foreach_copy_([targets[slot] for slot in slots], sources, non_blocking=True)
-        self._marks.write(device, slots, ahead)
+        (self._marks.prefetch if ahead else self._marks.correct)(device, slots)
 
     def await_copies(self, device: CpuDevice | CudaDevice, slots: Sequence[int]) -> None:
         """The current lane waits until the slots hold what was last copied to them."""
