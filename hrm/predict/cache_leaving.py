@@ -27,5 +27,5 @@ def left_to_cpu(
     """
     count = math.floor((1 - copied) * len(misses) + 0.5)
     experts = np.array(misses, np.int64)
-    ranked = np.lexsort((experts, np.asarray(worth)[experts], tokens))
+    ranked = np.lexsort((experts, np.asarray(worth)[experts], np.asarray(tokens)))
     return tuple(sorted(experts[ranked[:count]].tolist()))

@@ -20,7 +20,7 @@ from runtime.memory.staging import Staging, Upload, view_of
 
 @dataclass(frozen=True)
 class SlotWeights:
-    """The slots' matrices. expert(slot): one of them. stacked(first, last): [slots, 2 I, H] and [slots, H, I]. rows: I."""
+    """All slots' matrices. rows: I; expert(slot): one of them; stacked(first, last): [slots, 2 I, H] and [slots, H, I]."""
 
     count: int
     rows: int
@@ -48,20 +48,19 @@ def bring_over(
 
     staging: not to be used again before the device is through.
     """
-    upload, added = Upload(np.int32), {}
+    upload, added = Upload(np.int32), []
     for j, own in rows.items():
         index = [upload.add(a) for a in (own.pairs, own.pairs // own.top_k, own.places(sizes[j]))]
-        steps = range(len(own.borders) - 1)
-        added[j] = index, [[(span, upload.add(span.ends)) for span in own.spans(step)] for step in steps]
+        spans = [list(own.spans(step)) for step in range(len(own.borders) - 1)]
+        added.append((j, index, spans, [[upload.add(span.ends) for span in step] for step in spans]))
     sent = upload.send(staging, device)
-    return {
-        j: DeviceRows(
-            rows[j],
-            *(view_of(sent, at) for at in index),
-            [[(span, view_of(sent, ends)) for span, ends in step] for step in steps],
-        )
-        for j, (index, steps) in added.items()
-    }
+    found = {}
+    for j, index, spans, at in added:
+        pairs, tokens, places = (view_of(sent, place) for place in index)
+        ends = ([view_of(sent, place) for place in step] for step in at)
+        steps = [list(zip(span, end, strict=True)) for span, end in zip(spans, ends, strict=True)]
+        found[j] = DeviceRows(rows[j], pairs, tokens, places, steps)
+    return found
 
 
 def runs_grouped(x: Tensor, slots: SlotWeights) -> bool:

@@ -1,7 +1,7 @@
 """Which rows a layer's experts in slots compute, step by step: index arithmetic on the host.
 
-A step is what is computed at a time: the experts in place, then every wave of copied ones. T tokens, k top_k, E experts,
-R rows: (token, choice) pairs whose expert is in a slot, by step, then by slot. S steps.
+A step is what is computed at a time: the experts in place, then every wave of copied ones. T tokens, k top_k,
+E experts, S steps, R rows: (token, choice) pairs whose expert is in a slot, by step, then by slot.
 """
 
 from collections.abc import Iterator, Sequence

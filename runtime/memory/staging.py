@@ -46,7 +46,7 @@ class Staging:
             out.copy_(self.host(tuple(out.shape), out.dtype), non_blocking=True)
 
     def store(self, values: Tensor) -> Tensor:
-        """8-byte integers from the device to the beginning of the buffer, by a kernel; there once that lane is through."""
+        """8-byte integers from the device to the beginning of the buffer, by a kernel; there once the lane is through."""
         host = self.host(tuple(values.shape), WORD)
         if self._words is None:
             host.copy_(values)
@@ -78,7 +78,9 @@ class Upload:
         on_gpu = device.type != "cpu"
         dtype = torch.from_numpy(np.empty(0, self._dtype)).dtype
         packed = staging.host((count,), dtype) if on_gpu else torch.empty(count, dtype=dtype)
-        np.concatenate(self._arrays or [np.empty(0, self._dtype)], out=packed.numpy()[: self._size], casting="same_kind")
+        np.concatenate(
+            self._arrays or [np.empty(0, self._dtype)], out=packed.numpy()[: self._size], casting="same_kind"
+        )
         if not on_gpu:
             return packed
         out = torch.empty(count, dtype=dtype, device=device)

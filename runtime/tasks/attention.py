@@ -99,10 +99,12 @@ def _attend_decoding(state: PassState, j: int, layer: int) -> None:
     if r:
         pool, home = memory.kv.gpu[layer], tables.resident_home
         pool[home[0], :, :, home[1]] = new_kv(state, qkv[:r])
-        out[:r] = decode_attention(qkv[:r], pool, tables.resident_table, lengths[:r], *shape, counts[:r])
+        table, masks = tables.resident_table, tables.resident_masks
+        out[:r] = decode_attention(qkv[:r], pool, table, lengths[:r], *shape, counts[:r], masks, stored=True)
     if g > r:
         staged = state.staged_kv.pop((layer, j))
-        out[r:g] = decode_attention(qkv[r:g], staged, tables.staged_table, lengths[r:], *shape, counts[r:])
+        table, masks = tables.staged_table, tables.staged_masks
+        out[r:g] = decode_attention(qkv[r:g], staged, table, lengths[r:], *shape, counts[r:], masks)
 
 
 def _attend_prompts(state: PassState, j: int, layer: int) -> None:
