@@ -1,12 +1,9 @@
-"""Slots on the GPU that hold one expert each, filled as an `ExpertCache` says.
-
-E experts, H hidden_size, I intermediate_size.
-"""
+"""Slots on the GPU that hold one expert each, filled as an `ExpertCache` says. E experts."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from threading import Lock
 
 import numpy as np
@@ -19,29 +16,25 @@ from hrm.predict.expert_cache import ExpertCache, Fetch, GatePlan
 from hrm.spec.policy import Policy
 from runtime.device import CpuDevice, CudaDevice
 from runtime.experts.slot_marks import SlotMarks
-from runtime.kernels.slot_ffn import SlotWeights
-from runtime.memory.device_view import device_view
-from runtime.memory.expert_layout import NO_SHARE, Slab
-from runtime.memory.host_buffer import HostBuffer
+from runtime.experts.slot_memory import SlotMemory
+from runtime.memory.expert_layout import NO_SHARE
 from runtime.memory.host_weights import ExpertStore
-from runtime.memory.slab_tensors import SlabTensors, view_slab
 from runtime.models.config import ModelConfig
 
 PIECE = 2  # experts copied ahead behind one mark: how many have arrived is known as exactly
-Matrices = list[Tensor]
 
 
 @dataclass
 class ExpertSlots:
     """memory: uint8 [slots, bytes of an expert] on the device. Layers are counted as the cache does: MoE layers only.
 
-    Several experts are copied in one call, which gives up Python's lock meanwhile: one call each, with marks of its
-    own, took longer than the link.
+    Experts are copied several in a call, behind one mark: one by one they kept the host busy for longer than the link.
     """
 
     new_cache: Callable[[], ExpertCache]
     store: ExpertStore
     memory: Tensor
+    storage: SlotMemory = field(init=False)
     cache: ExpertCache = field(init=False)
     copied: float = 1.0  # share of missed experts, where others are left to the CPU
     late: int = 0  # hits whose copies had yet to arrive when the router chose them
@@ -49,22 +42,20 @@ class ExpertSlots:
     _broken: bool = False  # a pass has begun and not ended: what the cache takes to be in place may not be
     _marks: SlotMarks = field(default_factory=SlotMarks)
     _complete: int = 0
-    _slots: dict[torch.dtype, Matrices] = field(default_factory=dict)
-    _sources: dict[tuple[int, bool], Matrices] = field(default_factory=dict)
     _addresses: dict[int, NDArray[np.int64]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.cache = self.new_cache()
+        self.cache, self.storage = self.new_cache(), SlotMemory(self.store, self.memory)
 
     @property
     def nbytes(self) -> int:
         """GPU memory."""
         return self.memory.numel()
 
-    @cached_property
+    @property
     def moe_layers(self) -> list[int]:
         """The model's layers that have experts, in order."""
-        return sorted(self.store.host)
+        return self.storage.moe_layers
 
     def begin_pass(self, demand: NDArray[np.float64] | None) -> None:
         """demand: [MoE layers, E], probability that the pass chooses an expert; None: nothing is known."""
@@ -112,10 +103,8 @@ class ExpertSlots:
 
     def _copy(self, device: CpuDevice | CudaDevice, fetches: Sequence[Fetch], by_kernel: bool, ahead: bool) -> None:
         slots = tuple(fetch.slot for fetch in fetches)
-        sources = [self._experts(fetch.layer, by_kernel)[fetch.expert] for fetch in fetches]
-        targets = self._targets(sources[0].dtype)
         self._marks.await_idle(device, slots)
-        torch._foreach_copy_([targets[slot] for slot in slots], sources, non_blocking=True)
+        self.storage.copy(fetches, by_kernel)
         (self._marks.prefetch if ahead else self._marks.correct)(device, slots)
 
     def await_copies(self, device: CpuDevice | CudaDevice, slots: Sequence[int]) -> None:
@@ -133,51 +122,6 @@ class ExpertSlots:
         if layer not in self._addresses:
             self._addresses[layer] = self.store.expert_addresses(self.moe_layers[layer])
         return self._addresses[layer]
-
-    @cached_property
-    def weights(self) -> SlotWeights:
-        """All slots as matrices."""
-        return SlotWeights(len(self.memory), self._slab.rows, self.expert, self.stacked)
-
-    def expert(self, slot: int) -> SlabTensors:
-        """One slot as matrices."""
-        return view_slab(self._slab, self.memory[slot], self.store.dtype, self.store.hidden_size)
-
-    def stacked(self, first: int, last: int) -> tuple[Tensor, Tensor]:
-        """gate_up [slots, 2 I, H] and down [slots, H, I] of slots [first, last)."""
-        rows, hidden = self._slab.rows, self.store.hidden_size
-        elements = self.memory[first:last].view(self.store.dtype)
-        stride, count = elements.stride(0), last - first
-        gate_up = elements.as_strided((count, 2 * rows, hidden), (stride, hidden, 1), elements.storage_offset())
-        start = elements.storage_offset() + 2 * rows * hidden
-        return gate_up, elements.as_strided((count, hidden, rows), (stride, rows, 1), start)
-
-    @property
-    def _slab(self) -> Slab:
-        return self.store.layout.streamed[0]
-
-    def _targets(self, dtype: torch.dtype) -> Matrices:
-        """Slot by slot, as what is copied."""
-        if dtype not in self._slots:
-            self._slots[dtype] = list(self.memory.view(dtype))
-        return self._slots[dtype]
-
-    def _experts(self, layer: int, by_kernel: bool) -> Matrices:
-        """A layer's experts one by one: in CPU memory, or as the GPU sees them, where they are page-locked."""
-        if (layer, by_kernel) not in self._sources:
-            buffer, size = self.store.host[self.moe_layers[layer]], self.memory.shape[1]
-            seen = _seen_by_gpu(buffer, self.memory.device) if by_kernel else None
-            whole = buffer.bytes if seen is None else seen
-            starts, width = self.store.region.starts[: len(self.store.layout.streamed)], whole.element_size()
-            self._sources[layer, by_kernel] = [whole[at // width : (at + size) // width] for at in starts]
-        return self._sources[layer, by_kernel]
-
-
-def _seen_by_gpu(buffer: HostBuffer, device: torch.device) -> Tensor | None:
-    """Page-locked memory as kernels on the GPU read it, 16 bytes a thread; None where they cannot."""
-    if device.type != "cuda" or not buffer.locked:
-        return None
-    return device_view(buffer.bytes, device).view(torch.int32)
 
 
 def make_slots(store: ExpertStore, config: ModelConfig, policy: Policy, device: torch.device) -> ExpertSlots | None:

@@ -20,7 +20,7 @@ from runtime.memory.staging import Staging, Upload, view_of
 
 @dataclass(frozen=True)
 class SlotWeights:
-    """All slots' matrices. rows: I; expert(slot): one of them; stacked(first, last): [slots, 2 I, H] and [slots, H, I]."""
+    """Slots as matrices. rows: I; expert(slot): one; stacked(first, last): [slots, 2 I, H] and [slots, H, I]."""
 
     count: int
     rows: int

@@ -46,7 +46,7 @@ class Staging:
             out.copy_(self.host(tuple(out.shape), out.dtype), non_blocking=True)
 
     def store(self, values: Tensor) -> Tensor:
-        """8-byte integers from the device to the beginning of the buffer, by a kernel; there once the lane is through."""
+        """8-byte integers from the device to the beginning of the buffer, by a kernel; there once it is through."""
         host = self.host(tuple(values.shape), WORD)
         if self._words is None:
             host.copy_(values)

@@ -20,7 +20,7 @@ def compute_step(state: PassState, under_way: LayerPlan, step: int) -> None:
     slots.await_copies(state.device, placed)
     for j, rows in under_way.rows.items():
         if j in under_way.each:
-            fill_step(under_way.each[j], under_way.inputs[j], rows, step, slots.weights)
+            fill_step(under_way.each[j], under_way.inputs[j], rows, step, slots.storage.weights)
         elif rows.spans[step]:
             _add(state, under_way, j, _outputs(state, j, rows, step))
     slots.note_use(state.device, placed)
@@ -68,7 +68,7 @@ def _outputs(state: PassState, j: int, rows: DeviceRows, step: int) -> Tensor:
     start, stop = rows.rows.borders[step : step + 2].tolist()
     x = _normed(state, j).index_select(0, rows.tokens[start:stop])
     out = torch.empty(x.shape, dtype=torch.float32, device=x.device)
-    fill_step(out, x, rows, step, slots_of(state).weights, start)
+    fill_step(out, x, rows, step, slots_of(state).storage.weights, start)
     each = torch.zeros((len(rows.places), x.shape[1]), dtype=torch.float32, device=x.device)
     return each.index_copy_(0, rows.pairs[start:stop].long(), out)
 
