@@ -11,7 +11,8 @@ the fewest tokens are computed on the CPU (--experts-on-gpu, or the share at whi
 simulation, for a replay of the same routing); `units`: two batches in turns, as they come and regrouped by predicted
 paths, so with twice the requests. A hit is an expert that has a slot when the
 router chooses it; late hits are those whose copy had yet to arrive. With --predictor its time is part of every pass.
-Predicted: the simulator with the run's own counts, and what the run's forecasts took before its passes.
+Predicted: the simulator with the run's own counts, and what the run's forecasts took before its passes. Host seconds
+are of a layer, by thread and kind of task (`host_time.py`).
 """
 
 import argparse
@@ -27,6 +28,7 @@ import torch
 from expert_cache_setting import ON_CPU, Setting, Timed, make_setting, policy_of, requests_of
 from expert_cache_share import simulated_shares
 from gpu_machine import describe_machine
+from host_time import HostTime, host_time, mean_by_layer
 
 from hrm.errors import HrmError
 from hrm.predict.cache_plan import CacheCounts
@@ -70,6 +72,7 @@ def run(mode: str, setting: Setting, simulator: Simulator, warmup: int, copied: 
         passes = _decode_passes(engine, waiting, warmup)
         found = {"load_seconds": loaded, **_speed(passes), **_cache(engine, passes), **_memory(engine, on_gpu)}
         found |= {"experts_on_gpu": policy.experts_on_gpu, "simulated_seconds_by_share": shares}
+        found["host_seconds_per_layer"] = mean_by_layer([p.host for p in passes], engine.config.num_layers)
         before = statistics.fmean(forecast.seconds[-len(passes) :]) if forecast is not None else 0.0
         return found | _predicted(engine, simulator, policy, passes, before)
 
@@ -83,24 +86,33 @@ class DecodePass:
     counts: CacheCounts | None
     late: int
     work: Any
+    host: dict[str, dict[str, float]]
 
 
 def _decode_passes(engine: Engine, waiting: "deque[Request]", warmup: int) -> list[DecodePass]:
     passes: list[DecodePass] = []
-    slots = engine.memory.slots
-    while waiting or engine.table.active.any():
-        before, late = (slots.cache.stats, slots.late) if slots is not None else (None, 0)
-        began = time.perf_counter()
-        engine.step(waiting)
-        seconds, result = time.perf_counter() - began, engine.last_pass
-        assert result is not None
-        if not any(rows.is_prefill for rows in result.batch.rows):
-            counts = slots.cache.stats.since(before) if slots is not None and before is not None else None
-            late = slots.late - late if slots is not None else 0
-            passes.append(DecodePass(seconds, len(result.slots), counts, late, result.batch.slice))
+    with host_time() as host:
+        while waiting or engine.table.active.any():
+            found = _step(engine, waiting, host)
+            passes += [found] if found is not None else []
     if len(passes) <= warmup:
         raise HrmError(f"--warmup {warmup}: only {len(passes)} decode passes were run; raise --gen-len")
     return passes[warmup:]
+
+
+def _step(engine: Engine, waiting: "deque[Request]", host: HostTime) -> DecodePass | None:
+    """A pass; None where it was of prompts."""
+    slots = engine.memory.slots
+    before, late = (slots.cache.stats, slots.late) if slots is not None else (None, 0)
+    began = time.perf_counter()
+    engine.step(waiting)
+    seconds, result, spent = time.perf_counter() - began, engine.last_pass, host.take()
+    assert result is not None
+    if any(rows.is_prefill for rows in result.batch.rows):
+        return None
+    counts = slots.cache.stats.since(before) if slots is not None and before is not None else None
+    late = slots.late - late if slots is not None else 0
+    return DecodePass(seconds, len(result.slots), counts, late, result.batch.slice, spent)
 
 
 def _speed(passes: list[DecodePass]) -> dict[str, Any]:

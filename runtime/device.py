@@ -5,7 +5,6 @@ is the time at which that was.
 """
 
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -13,11 +12,10 @@ import torch
 
 from hrm.errors import HrmError
 from hrm.schedule.task import Resource
+from runtime.events import EventPool
 from runtime.threads import compute_threads
 
 HOST_LANES = (Resource.CPU, Resource.HOST)  # their tasks are done when the call returns, on any device
-
-BLOCKING = True  # a thread that waits for an event sleeps: one that spins takes a core from work on the CPU
 
 Mark = torch.cuda.Event | float
 
@@ -40,6 +38,10 @@ class CpuDevice:
         torch.set_num_threads(compute_threads(beside_gpu=False))
 
     def mark(self) -> Mark:
+        """Now."""
+        return time.perf_counter()
+
+    def spun_mark(self) -> Mark:
         """Now."""
         return time.perf_counter()
 
@@ -73,7 +75,7 @@ class CudaDevice:
         torch.backends.cuda.enable_cudnn_sdp(False)  # plans anew for every shape, and prompts have many
         self.torch_device = torch_device
         self._streams = {resource: torch.cuda.Stream(torch_device) for resource in Resource}  # type: ignore[no-untyped-call]
-        self._spare: deque[torch.cuda.Event] = deque()
+        self._events = EventPool()
 
     def stream(self, resource: Resource) -> torch.cuda.Stream:
         """The stream behind a lane."""
@@ -96,16 +98,19 @@ class CudaDevice:
 
     def mark(self) -> Mark:
         """An event on the current stream."""
-        try:
-            event = self._spare.pop()
-        except IndexError:
-            event = torch.cuda.Event(enable_timing=True, blocking=BLOCKING)  # type: ignore[no-untyped-call]
+        event = self._events.timed()
+        event.record()
+        return event
+
+    def spun_mark(self) -> Mark:
+        """A mark on the current stream that a thread will wait for at once, and spin."""
+        event = self._events.spun()
         event.record()
         return event
 
     def recycle(self, marks: Iterable[Mark | None]) -> None:
-        """Marks that nobody waits for any more; making an event costs more than recording one."""
-        self._spare.extend(mark for mark in marks if isinstance(mark, torch.cuda.Event))
+        """Marks that nobody waits for any more."""
+        self._events.give(marks)
 
     def order_after(self, mark: Mark) -> None:
         """The current stream waits for the event."""

@@ -88,7 +88,7 @@ class PassRunner:
         self._carried, self._carried_for = Carried(), None  # until the pass is through, nothing is known to be in place
         before, self.last_run = self.last_run, None
         if before is not None and not self.keep_runs:
-            self.device.recycle([*before.starts, *before.ends])
+            self.device.recycle({*before.starts, *before.ends})  # an end may be the next one's start
         self.last_run = self._pipeline.run(wiring, lambda i, task: FUNCTIONS[task.kind](state, i, task))
         self._carry(state)
         slots, tokens, logits = self._collect(state)

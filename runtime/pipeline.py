@@ -98,14 +98,17 @@ class Pipeline:
                 self._done.put(resource)
 
     def _run_queue(self, thread: Resource, run: PassRun) -> None:
-        tasks = run.wiring.graph.tasks
+        tasks, waits = run.wiring.graph.tasks, run.wiring.waits
+        lane, mark = None, None
         for i in run.wiring.threads[thread]:
             task = tasks[i]
-            self.device.enter(task.resource)
+            if task.resource != lane:
+                self.device.enter(task.resource)
+                lane, mark = task.resource, None
             self._wait(i, task, run)
-            run.starts[i] = self.device.mark()
+            run.starts[i] = mark if mark is not None and not waits[i] else self.device.mark()
             run.perform(i, task)
-            run.ends[i] = self.device.mark()
+            run.ends[i] = mark = self.device.mark()  # and where a task of this lane follows at once, its start
             run.advance(task.resource)
 
     def _wait(self, index: int, task: Task, run: PassRun) -> None:

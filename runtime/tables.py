@@ -1,13 +1,13 @@
 """Index tables of a pass's micro-batches: where their K, V lie, which rows attend together, which rows yield tokens."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from runtime.batch import Batch, Piece, Rows
-from runtime.kernels.gpu_attention import PromptGroup
+from runtime.kernels.gpu_attention import Masks, PromptGroup
 from runtime.kernels.sampling import Draw
 from runtime.memory.kv_cache import BLOCK
 from runtime.memory.staging import Staging, Upload, view_of
@@ -31,7 +31,7 @@ class DecodeTables:
     blocks in the GPU's pool [resident, most], and in the staging buffer [streamed, most]; fetched: blocks of the host
     pool in order of staging [blocks]; resident_home: block and offset of the new token, [2, resident]. On the CPU:
     cpu_table [cpu, most] int32, cpu_lengths [cpu] int32; store: block and offset of the streamed sequences' new
-    token, [2, streamed].
+    token, [2, streamed]. Masks are made by the first layer.
     """
 
     gpu_lengths: Tensor
@@ -44,6 +44,8 @@ class DecodeTables:
     store: Tensor
     cpu_table: Tensor
     cpu_lengths: Tensor
+    resident_masks: Masks = field(default_factory=dict)
+    staged_masks: Masks = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Outputs never depend on the expert cache: any policy, any number of slots, right, wrong and no predictions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -24,6 +24,7 @@ from runtime.experts.units import Units
 from runtime.kernels.cpu_experts import addresses
 from runtime.kernels.expert_mlp import expert_mlp
 from runtime.kernels.listed_experts import listed_experts
+from runtime.memory.scratch import Scratch
 from runtime.requests.request import Completion, Request, Sampling
 from runtime.sequences import SequenceTable
 
@@ -134,11 +135,11 @@ def test_a_pass_that_fails_leaves_no_expert_behind(
     policy, copies = policy_of(model, cache, 12, experts_on_gpu=0.75), list[Fetch]()
     real = ExpertSlots._copy
 
-    def fails(slots: ExpertSlots, device: CpuDevice, fetch: Fetch, by_kernel: bool) -> None:
-        copies.append(fetch)
-        if len(copies) == 9:
+    def fails(slots: ExpertSlots, device: CpuDevice, fetches: Sequence[Fetch], by_kernel: bool, ahead: bool) -> None:
+        copies.extend(fetches)
+        if len(copies) >= 9:
             raise RuntimeError("the link is gone")
-        real(slots, device, fetch, by_kernel)
+        real(slots, device, fetches, by_kernel, ahead)
 
     with Engine(model, policy, device="cpu") as engine:
         with monkeypatch.context() as patch:
@@ -239,7 +240,8 @@ def test_listed_experts_whatever_their_rows(dtype: torch.dtype, most_rows: int) 
     weights = [(a.to(dtype), b.to(dtype)) for a, b in weights]
     where = np.array([addresses(*pair) for pair in weights], np.int64)
     for listed in ((3, 0), (1, 2, 3, 4, 5), (), (0,)):
-        found = listed_experts(x, gates, chosen, listed, where, inner, 1, most_rows)
+        found = torch.empty(tokens, hidden, dtype=torch.float32)
+        listed_experts(x, gates, chosen, listed, where, inner, found, 1, Scratch(), most_rows)
         wanted = torch.zeros(tokens, hidden)
         for t in range(tokens):
             for c in range(top_k):

@@ -3,6 +3,9 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hrm.errors import PolicyError, ScheduleError
 
 
@@ -15,13 +18,14 @@ def check_leaving(touched: int, tokens: Sequence[int] | None, copied: float) -> 
 
 
 def left_to_cpu(
-    misses: Sequence[int], tokens: dict[int, int], worth: Sequence[float], copied: float
+    misses: Sequence[int], tokens: Sequence[int], worth: Sequence[float] | NDArray[np.float64], copied: float
 ) -> tuple[int, ...]:
     """The missed experts that are not copied, in order of their numbers: 1 - copied of them, to the nearest whole.
 
-    A copy takes as long for one token as for many, the CPU only for few: the fewest tokens first. Of equals the least
-    worth to the cache, [experts of the layer]; then the lowest number.
+    A copy takes as long for one token as for many, the CPU only for few: the fewest tokens first, [missed experts]. Of
+    equals the least worth to the cache, [experts of the layer]; then the lowest number.
     """
     count = math.floor((1 - copied) * len(misses) + 0.5)
-    ranked = sorted(misses, key=lambda expert: (tokens.get(expert, 1), worth[expert], expert))
-    return tuple(sorted(ranked[:count]))
+    experts = np.array(misses, np.int64)
+    ranked = np.lexsort((experts, np.asarray(worth)[experts], np.asarray(tokens)))
+    return tuple(sorted(experts[ranked[:count]].tolist()))

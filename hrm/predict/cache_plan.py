@@ -1,7 +1,7 @@
 """What an expert cache tells its user: which experts lie where, and what has to be copied to which slot."""
 
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,7 @@ def lookahead(expert_bytes: float) -> int:
     return max(1, int(LOOKAHEAD_BYTES / expert_bytes))
 
 
-@dataclass(frozen=True)
-class Fetch:
+class Fetch(NamedTuple):
     """A copy of one expert into a slot; what the slot held is gone from then on."""
 
     layer: int

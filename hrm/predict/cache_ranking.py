@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-_FEW = 48  # so many minima of some thousand values are found faster one by one than by sorting
+_FEW = 24  # so many minima of some thousand values are found faster one by one than by sorting
 
 Floats = NDArray[np.float64]
 Places = NDArray[np.intp]

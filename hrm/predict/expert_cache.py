@@ -117,9 +117,12 @@ class ExpertCache:
         misses = [expert for expert, slot in zip(experts, slots, strict=True) if slot < 0]
         on_cpu: tuple[int, ...] = ()
         if copied < 1:
-            counts = dict(zip(map(int, touched), tokens, strict=True)) if tokens is not None else {}
-            on_cpu = left_to_cpu(misses, counts, self._policy.worth(layer), copied)
-        fetched = [expert for expert in misses if expert not in on_cpu]
+            counts = (
+                dict(zip(map(int, touched), tokens, strict=True)) if tokens is not None else dict.fromkeys(misses, 1)
+            )
+            on_cpu = left_to_cpu(misses, [counts[e] for e in misses], self._policy.worth(layer), copied)
+        left = set(on_cpu)
+        fetched = [expert for expert in misses if expert not in left]
         self._table.count_missed(layer, len(fetched), len(on_cpu))
         waves = self._policy.gate(layer, hits, fetched, on_cpu)
         self._gated = layer + 1

@@ -1,12 +1,9 @@
-"""Slots on the GPU that hold one expert each, filled as an `ExpertCache` says.
-
-E experts, H hidden_size, I intermediate_size.
-"""
+"""Slots on the GPU that hold one expert each, filled as an `ExpertCache` says. E experts."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from threading import Lock
 
 import numpy as np
@@ -17,48 +14,48 @@ from torch import Tensor
 from hrm.predict.cache_plan import lookahead
 from hrm.predict.expert_cache import ExpertCache, Fetch, GatePlan
 from hrm.spec.policy import Policy
-from runtime.device import CpuDevice, CudaDevice, Mark
-from runtime.memory.device_view import device_view, read_by_kernel
-from runtime.memory.expert_layout import NO_SHARE, Slab
+from runtime.device import CpuDevice, CudaDevice
+from runtime.experts.slot_marks import SlotMarks
+from runtime.experts.slot_memory import SlotMemory
+from runtime.memory.expert_layout import NO_SHARE
 from runtime.memory.host_weights import ExpertStore
-from runtime.memory.slab_tensors import SlabTensors, view_slab
 from runtime.models.config import ModelConfig
+
+PIECE = 2  # experts copied ahead behind one mark: how many have arrived is known as exactly
 
 
 @dataclass
 class ExpertSlots:
     """memory: uint8 [slots, bytes of an expert] on the device. Layers are counted as the cache does: MoE layers only.
 
-    What a slot's next user waits for lies in `_written` and `_read`: marks of its latest copy and of its latest use.
+    Experts are copied several in a call, behind one mark: one by one they kept the host busy for longer than the link.
     """
 
     new_cache: Callable[[], ExpertCache]
     store: ExpertStore
     memory: Tensor
+    storage: SlotMemory = field(init=False)
     cache: ExpertCache = field(init=False)
     copied: float = 1.0  # share of missed experts, where others are left to the CPU
     late: int = 0  # hits whose copies had yet to arrive when the router chose them
     lock: Lock = field(default_factory=Lock)
     _broken: bool = False  # a pass has begun and not ended: what the cache takes to be in place may not be
-    _written: dict[int, Mark] = field(default_factory=dict)
-    _read: dict[int, Mark] = field(default_factory=dict)
-    _pending: list[Mark] = field(default_factory=list)
+    _marks: SlotMarks = field(default_factory=SlotMarks)
     _complete: int = 0
-    _words: dict[int, Tensor] = field(default_factory=dict)
     _addresses: dict[int, NDArray[np.int64]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.cache = self.new_cache()
+        self.cache, self.storage = self.new_cache(), SlotMemory(self.store, self.memory)
 
     @property
     def nbytes(self) -> int:
         """GPU memory."""
         return self.memory.numel()
 
-    @cached_property
+    @property
     def moe_layers(self) -> list[int]:
         """The model's layers that have experts, in order."""
-        return sorted(self.store.host)
+        return self.storage.moe_layers
 
     def begin_pass(self, demand: NDArray[np.float64] | None) -> None:
         """demand: [MoE layers, E], probability that the pass chooses an expert; None: nothing is known."""
@@ -75,22 +72,21 @@ class ExpertSlots:
     def prefetch(self, device: CpuDevice | CudaDevice) -> None:
         """Copies on the current lane what is most urgent, as far as `lookahead` allows beside what is under way."""
         with self.lock:
-            self._pending = [mark for mark in self._pending if not device.reached(mark)]
-            room = lookahead(self.memory.shape[1]) - len(self._pending)
-            for fetch in self.cache.prefetch(self._complete, room=max(0, room)):
-                self._copy(device, fetch, by_kernel=False)
-                self._pending.append(self._written[fetch.slot])
+            room = lookahead(self.memory.shape[1]) - self._marks.under_way(device)
+            wanted = self.cache.prefetch(self._complete, room=max(0, room))
+            for start in range(0, len(wanted), PIECE):
+                self._copy(device, wanted[start : start + PIECE], by_kernel=False, ahead=True)
 
     def gate(
         self, device: CpuDevice | CudaDevice, layer: int, touched: list[int], tokens: list[int], leaves: bool
     ) -> GatePlan:
         """How the experts that a layer's routers chose for so many tokens each are computed; `leaves`: some on the
-        CPU.
+        CPU. The host has seen the choice: all earlier work of the routers' lane is done.
         """
         with self.lock:
+            self._marks.pass_gate(device)
             plan = self.cache.gate(layer, touched, tokens, self.copied if leaves else 1.0)
-            marks = (self._written.get(slot) for _, slot in plan.hits)
-            self.late += sum(mark is not None and not device.reached(mark) for mark in marks)
+            self.late += self._marks.arriving(slot for _, slot in plan.hits)
             return plan
 
     def complete(self, layer: int) -> None:
@@ -99,79 +95,33 @@ class ExpertSlots:
             self.cache.complete(layer)
             self._complete = layer + 1
 
-    def copy(self, device: CpuDevice | CudaDevice, fetch: Fetch, by_kernel: bool) -> None:
-        """An expert into its slot on the current lane, after whoever wrote or used the slot last."""
-        with self.lock:
-            self._copy(device, fetch, by_kernel)
+    def copy(self, device: CpuDevice | CudaDevice, fetches: Sequence[Fetch], by_kernel: bool) -> None:
+        """Experts into slots of their own on the current lane, after whoever wrote or used these last."""
+        if fetches:
+            with self.lock:
+                self._copy(device, fetches, by_kernel, ahead=False)
 
-    def _copy(self, device: CpuDevice | CudaDevice, fetch: Fetch, by_kernel: bool) -> None:
-        for mark in (self._written.get(fetch.slot), self._read.get(fetch.slot)):
-            if mark is not None:
-                device.order_after(mark)
-        source, target = self._host(fetch), self.memory[fetch.slot]
-        if by_kernel and fetch.layer in self._gpu_words():
-            start, size = self._place(fetch)
-            read_by_kernel(self._words[fetch.layer][start // 8 : (start + size) // 8], target)
-        else:
-            target.copy_(source, non_blocking=True)
-        self._written[fetch.slot] = device.mark()
+    def _copy(self, device: CpuDevice | CudaDevice, fetches: Sequence[Fetch], by_kernel: bool, ahead: bool) -> None:
+        slots = tuple(fetch.slot for fetch in fetches)
+        self._marks.await_idle(device, slots)
+        self.storage.copy(fetches, by_kernel)
+        (self._marks.prefetch if ahead else self._marks.correct)(device, slots)
 
-    def await_copies(self, device: CpuDevice | CudaDevice, slots: Iterable[int]) -> None:
+    def await_copies(self, device: CpuDevice | CudaDevice, slots: Sequence[int]) -> None:
         """The current lane waits until the slots hold what was last copied to them."""
         with self.lock:
-            marks = {id(mark): mark for slot in slots if (mark := self._written.get(slot)) is not None}
-        for mark in marks.values():
-            device.order_after(mark)
+            self._marks.await_copies(device, tuple(slots))
 
-    def note_use(self, device: CpuDevice | CudaDevice, slots: Iterable[int]) -> None:
+    def note_use(self, device: CpuDevice | CudaDevice, slots: Sequence[int]) -> None:
         """What is queued on the current lane so far uses the slots."""
-        mark = device.mark()
         with self.lock:
-            self._read.update(dict.fromkeys(slots, mark))
+            self._marks.use(device, tuple(slots))
 
     def host_addresses(self, layer: int) -> NDArray[np.int64]:
         """[E, 2], where each expert's gate_up and down lie in CPU memory."""
         if layer not in self._addresses:
             self._addresses[layer] = self.store.expert_addresses(self.moe_layers[layer])
         return self._addresses[layer]
-
-    @property
-    def intermediate(self) -> int:
-        """I."""
-        return self._slab.rows
-
-    def expert(self, slot: int) -> SlabTensors:
-        """One slot as matrices."""
-        return view_slab(self._slab, self.memory[slot], self.store.dtype, self.store.hidden_size)
-
-    def stacked(self, first: int, last: int) -> tuple[Tensor, Tensor]:
-        """gate_up [slots, 2 I, H] and down [slots, H, I] of slots [first, last)."""
-        rows, hidden = self._slab.rows, self.store.hidden_size
-        elements = self.memory[first:last].view(self.store.dtype)
-        stride, count = elements.stride(0), last - first
-        gate_up = elements.as_strided((count, 2 * rows, hidden), (stride, hidden, 1), elements.storage_offset())
-        start = elements.storage_offset() + 2 * rows * hidden
-        return gate_up, elements.as_strided((count, hidden, rows), (stride, rows, 1), start)
-
-    @property
-    def _slab(self) -> Slab:
-        return self.store.layout.streamed[0]
-
-    def _place(self, fetch: Fetch) -> tuple[int, int]:
-        """First byte in its layer's memory, and bytes, of an expert."""
-        return self.store.region.starts[fetch.expert], self.memory.shape[1]
-
-    def _host(self, fetch: Fetch) -> Tensor:
-        start, size = self._place(fetch)
-        return self.store.host_bytes(self.moe_layers[fetch.layer])[start : start + size]
-
-    def _gpu_words(self) -> dict[int, Tensor]:
-        """Page-locked layers as the GPU sees them."""
-        if not self._words and self.memory.device.type == "cuda":
-            for place, layer in enumerate(self.moe_layers):
-                if self.store.host[layer].locked:
-                    self._words[place] = device_view(self.store.host_bytes(layer), self.memory.device)
-        return self._words
 
 
 def make_slots(store: ExpertStore, config: ModelConfig, policy: Policy, device: torch.device) -> ExpertSlots | None:

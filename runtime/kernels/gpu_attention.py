@@ -13,6 +13,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 PADDED_ELEMENTS = 1 << 24  # of keys gathered at a time: bounds the memory of decode attention
 
+Masks = dict[tuple[int, int, int], Tensor]  # by the rows of sequences and the tokens they are padded to
+
 
 def decode_attention(
     qkv: Tensor,
@@ -22,21 +24,34 @@ def decode_attention(
     num_heads: int,
     scale: float,
     counts: Sequence[int] | None = None,
+    masks: Masks | None = None,
+    stored: bool = False,
 ) -> Tensor:
     """qkv [B, N + 2 K, D] of the current tokens; blocks [blocks, 2, K, block, D]; table [B, most] int64 rows of blocks;
     lengths [B] int64, the current token included -> [B, N D].
 
-    The current token's K, V need not be in `blocks`. counts: blocks of each sequence, where the host knows them.
-    Sequences go in groups of bounded memory; each is padded to the longest of its group, so neighbours should be of
-    similar length.
+    stored: the current token's K, V are in `blocks`; they need not be. counts: blocks of each sequence, where the host
+    knows them. masks: kept from layer to layer, of the same table and lengths. Sequences go in groups of bounded
+    memory; each is padded to the longest of its group, so neighbours should be of similar length.
     """
     kv_heads, block, dim = blocks.shape[2], blocks.shape[3], blocks.shape[4]
     batch, most = table.shape
-    out = torch.empty(batch, num_heads * dim, dtype=qkv.dtype, device=qkv.device)
     widths = [most] * batch if counts is None else counts
+    masks, parts = {} if masks is None else masks, []
     for rows, width in _bounded_groups(widths, PADDED_ELEMENTS // (block * kv_heads * dim)):
-        out[rows] = _padded(qkv[rows], blocks, table[rows, :width], lengths[rows], num_heads, scale)
-    return out
+        key = rows.start, rows.stop, width * block
+        if key not in masks:
+            masks[key] = _mask(lengths[rows], width * block, qkv.dtype)
+        given = lengths[rows] if not stored else None
+        parts.append(_padded(qkv[rows], blocks, table[rows, :width], masks[key], num_heads, scale, given))
+    return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else qkv.new_empty((0, num_heads * dim))
+
+
+def _mask(lengths: Tensor, most: int, dtype: torch.dtype) -> Tensor:
+    """[B, 1, 1, most] to be added to scores: 0 for the first `lengths` tokens of each sequence, -inf behind them."""
+    unseen = torch.arange(most, device=lengths.device) >= lengths[:, None]
+    mask = torch.zeros(unseen.shape, dtype=dtype, device=lengths.device).masked_fill_(unseen, -torch.inf)
+    return mask[:, None, None]
 
 
 def _bounded_groups(widths: Sequence[int], most: int) -> Iterator[tuple[slice, int]]:
@@ -52,17 +67,20 @@ def _bounded_groups(widths: Sequence[int], most: int) -> Iterator[tuple[slice, i
         yield slice(start, len(widths)), widest
 
 
-def _padded(qkv: Tensor, blocks: Tensor, table: Tensor, lengths: Tensor, num_heads: int, scale: float) -> Tensor:
+def _padded(
+    qkv: Tensor, blocks: Tensor, table: Tensor, mask: Tensor, num_heads: int, scale: float, lengths: Tensor | None
+) -> Tensor:
+    """lengths: where the current token's K, V are not in `blocks`."""
     kv_heads, block, dim = blocks.shape[2], blocks.shape[3], blocks.shape[4]
     batch, most = table.shape
     gathered = blocks[table]  # [B, most, 2, K, block, D]
     k, v = gathered.permute(2, 0, 3, 1, 4, 5).reshape(2, batch, kv_heads, most * block, dim)  # [B, K, C, D]
-    row = torch.arange(batch, device=qkv.device)
-    k[row, :, lengths - 1] = qkv[:, num_heads : num_heads + kv_heads]
-    v[row, :, lengths - 1] = qkv[:, num_heads + kv_heads :]
+    if lengths is not None:
+        row = torch.arange(batch, device=qkv.device)
+        k[row, :, lengths - 1] = qkv[:, num_heads : num_heads + kv_heads]
+        v[row, :, lengths - 1] = qkv[:, num_heads + kv_heads :]
     q = qkv[:, :num_heads].reshape(batch, kv_heads, -1, dim)  # [B, K, G, D]
-    seen = torch.arange(most * block, device=qkv.device) < lengths[:, None]  # [B, C]
-    mask = seen[:, None, None].expand(batch, kv_heads, q.shape[2], -1)
+    mask = mask.expand(batch, kv_heads, q.shape[2], -1)
     return scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).reshape(batch, -1)
 
 

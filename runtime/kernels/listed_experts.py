@@ -10,9 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from runtime.kernels.cpu_experts import Backend, few_token_experts
+from runtime.kernels.cpu_combine import combine_experts
+from runtime.kernels.cpu_experts import few_token_experts
 from runtime.kernels.expert_ffn import FEW_ROWS
-from runtime.kernels.slot_ffn import rows_in_slots
+from runtime.memory.scratch import Scratch
 
 Ints = NDArray[np.int64]
 
@@ -24,28 +25,44 @@ def listed_experts(
     listed: Sequence[int],
     addresses: Ints,
     intermediate: int,
+    out: Tensor,
     threads: int,
+    scratch: Scratch,
     most_rows: int = FEW_ROWS,
-) -> Tensor:
-    """x [T, H], gates [T, k], experts [T, k] -> [T, H] fp32: what the listed experts add to each token, weighted.
+) -> None:
+    """x [T, H], gates [T, k], experts [T, k] -> out [T, H]: what the listed experts add to each token, weighted.
 
     addresses: [E, 2] int64, of every expert's gate_up [2 I, H] and down [H, I] in x's dtype; they are trusted. An
     expert of up to most_rows rows goes to the kernel that reads weights once, one of more to PyTorch's matmuls.
     """
-    total = torch.zeros(x.shape, dtype=torch.float32)
-    rows = rows_in_slots(experts, {expert: place for place, expert in enumerate(listed)}, len(addresses))
-    if not len(rows.pairs):
-        return total
-    pairs = torch.from_numpy(rows.pairs)
-    tokens = pairs // experts.shape[1]
-    each, own = torch.empty(len(pairs), x.shape[1], dtype=torch.float32), x[tokens]  # a token of its own for every row
-    where, counts = addresses[list(listed)], np.bincount(rows.slots, minlength=len(listed))
+    pairs, counts = _rows_of(experts, listed, len(addresses))
+    if not len(pairs):
+        out.zero_()
+        return
+    each = scratch("listed", (experts.size + 1, x.shape[1]), torch.float32)  # a row for every pair, and one of zeros
+    where = addresses[list(listed)]
     few = counts <= most_rows
-    parts: tuple[tuple[NDArray[np.bool_], Backend], ...] = ((few, "auto"), (~few, "torch"))
-    for chosen, backend in parts:
-        if not chosen.any():
-            continue
-        part = np.flatnonzero(chosen[rows.slots])
-        starts = np.concatenate(([0], np.cumsum(counts[chosen]))).astype(np.int64)
-        few_token_experts(own, part, starts, where[chosen], intermediate, each, threads, backend)
-    return total.index_add_(0, tokens, each.mul_(gates.reshape(-1)[pairs].float()[:, None]))
+    if few.all():
+        few_token_experts(x, pairs, _starts(counts), where, intermediate, each[:-1], threads)
+    else:
+        of_few = np.repeat(few, counts)
+        few_token_experts(x, pairs[of_few], _starts(counts[few]), where[few], intermediate, each[:-1], threads)
+        many = pairs[~of_few], _starts(counts[~few]), where[~few]
+        few_token_experts(x, *many, intermediate, each[:-1], threads, "torch")
+    each[-1].zero_()
+    rows = np.full(experts.size, experts.size, np.int64)
+    rows[pairs] = pairs
+    combine_experts(each[None], torch.from_numpy(rows.reshape(experts.shape)), gates.float(), out, threads)
+
+
+def _rows_of(experts: Ints, listed: Sequence[int], num_experts: int) -> tuple[Ints, Ints]:
+    """Pairs of the listed experts [R], expert after expert, and how many each has."""
+    place_of = np.full(num_experts, len(listed), np.int64)
+    place_of[list(listed)] = np.arange(len(listed))
+    places = place_of[experts.reshape(-1)]
+    counts = np.bincount(places, minlength=len(listed))[: len(listed)]
+    return np.argsort(places, kind="stable")[: counts.sum()], counts
+
+
+def _starts(counts: Ints) -> Ints:
+    return np.concatenate(([0], np.cumsum(counts)))

@@ -1,113 +1,95 @@
-"""Routed experts that lie in slots: what those in place give for every token, wherever they lie.
+"""Routed experts that lie in slots: what they give for rows of hidden states that are in order of the slots.
 
-T tokens, k top_k, H hidden_size, I intermediate_size, R rows: (token, choice) pairs whose expert is in place.
+T tokens, k top_k, H hidden_size, I intermediate_size, R rows: (token, choice) pairs whose expert is in a slot.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import silu
 
 from runtime.kernels.expert_ffn import OPERAND_BYTES, goes_grouped
 from runtime.kernels.expert_mlp import expert_mlp
+from runtime.kernels.slot_rows import SlotRows, Span
 from runtime.memory.slab_tensors import SlabTensors
 from runtime.memory.staging import Staging, Upload, view_of
-
-MOST_GROUPS = 1000  # slots that one grouped matmul goes through; it takes no more than 1,024
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class SlotWeights:
-    """The slots' matrices. expert(slot): one of them. stacked(first, last): [slots, 2 I, H] and [slots, H, I]."""
+    """Slots as matrices. rows: I; expert(slot): one; stacked(first, last): [slots, 2 I, H] and [slots, H, I]."""
 
     count: int
+    rows: int
     expert: Callable[[int], SlabTensors]
     stacked: Callable[[int, int], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
-class SlotRows:
-    """R pairs in order of their slots: number of the pair, t k + c, and its slot."""
+class DeviceRows:
+    """A micro-batch's rows, and int32 indices on the device: pairs [R], the rows' own; tokens [R]; places [T k], the
+    row of each pair. spans: step by step, with where each slot's rows end.
+    """
 
-    pairs: Ints
-    slots: Ints
-
-    def between(self, first: int, last: int) -> "SlotRows":
-        """Those of slots [first, last)."""
-        a, b = np.searchsorted(self.slots, (first, last))
-        return SlotRows(self.pairs[a:b], self.slots[a:b])
-
-
-@dataclass(frozen=True)
-class Group:
-    """Rows of slots [first, last) on the device: pairs [r], and where each slot's rows end [slots] int32."""
-
-    first: int
-    last: int
+    rows: SlotRows
     pairs: Tensor
-    ends: Tensor
-
-
-def rows_in_slots(experts: Ints, slot_of: Mapping[int, int], num_experts: int) -> SlotRows:
-    """experts [T, k] -> the pairs whose expert has a slot."""
-    table = np.full(num_experts, -1, np.int64)
-    table[list(slot_of)] = list(slot_of.values())
-    slots = table[experts.reshape(-1)]
-    here = np.flatnonzero(slots >= 0)
-    order = here[np.argsort(slots[here], kind="stable")]
-    return SlotRows(order, slots[order])
+    tokens: Tensor
+    places: Tensor
+    spans: list[list[tuple[Span, Tensor]]]
 
 
 def bring_over(
-    rows: Mapping[int, SlotRows], num_slots: int, staging: Staging, device: torch.device
-) -> dict[int, list[Group]]:
-    """Rows by micro-batch, in groups that a grouped matmul takes, in one piece past the copy engine's queue.
+    rows: Mapping[int, SlotRows], sizes: Mapping[int, int], staging: Staging, device: torch.device
+) -> dict[int, DeviceRows]:
+    """Rows by micro-batch, of so many pairs each, in one piece past the copy engine's queue.
 
     staging: not to be used again before the device is through.
     """
-    upload, places = Upload(), []
+    upload, added = Upload(np.int32), []
     for j, own in rows.items():
-        for first in range(0, num_slots, MOST_GROUPS):
-            last = min(first + MOST_GROUPS, num_slots)
-            part = own.between(first, last)
-            if len(part.pairs):
-                ends = np.searchsorted(part.slots, np.arange(first, last), side="right")
-                places.append((j, first, last, upload.add(part.pairs), upload.add(ends)))
+        index = [upload.add(a) for a in (own.pairs, own.pairs // own.top_k, own.places(sizes[j]))]
+        spans = [list(own.spans(step)) for step in range(len(own.borders) - 1)]
+        added.append((j, index, spans, [[upload.add(span.ends) for span in step] for step in spans]))
     sent = upload.send(staging, device)
-    found: dict[int, list[Group]] = {j: [] for j in rows}
-    for j, first, last, pairs, ends_at in places:
-        found[j].append(Group(first, last, view_of(sent, pairs), view_of(sent, ends_at).to(torch.int32)))
+    found = {}
+    for j, index, spans, at in added:
+        pairs, tokens, places = (view_of(sent, place) for place in index)
+        ends = ([view_of(sent, place) for place in step] for step in at)
+        steps = [list(zip(span, end, strict=True)) for span, end in zip(spans, ends, strict=True)]
+        found[j] = DeviceRows(rows[j], pairs, tokens, places, steps)
     return found
 
 
 def runs_grouped(x: Tensor, slots: SlotWeights) -> bool:
     """Whether the device has grouped matmuls, and the experts' rows are aligned for them."""
-    aligned = slots.expert(0).slab.rows * x.element_size() % OPERAND_BYTES == 0
-    return goes_grouped(x.device, x.dtype) and aligned
+    return goes_grouped(x.device, x.dtype) and slots.rows * x.element_size() % OPERAND_BYTES == 0
 
 
-def fill_grouped(each: Tensor, x: Tensor, top_k: int, groups: list[Group], slots: SlotWeights) -> None:
-    """Each pair's output to its row of each [T k, H] fp32; x [T, H]. Slots without rows are empty groups."""
-    for group in groups:
-        gate_up, down = slots.stacked(group.first, group.last)
-        both = torch._grouped_mm(x[group.pairs // top_k], gate_up.transpose(1, 2), offs=group.ends)  # [r, 2 I]
-        gate, up = both.chunk(2, dim=-1)
-        each[group.pairs] = torch._grouped_mm(silu(gate) * up, down.transpose(1, 2), offs=group.ends).float()
+def fill_step(out: Tensor, x: Tensor, rows: DeviceRows, step: int, slots: SlotWeights, first: int = 0) -> None:
+    """A step's outputs to their rows of out [rows, H] fp32, from the same rows of x; both begin with row `first`."""
+    grouped = runs_grouped(x, slots)
+    for span, ends in rows.spans[step]:
+        here = slice(span.start - first, span.stop - first)
+        if grouped:
+            out[here] = _grouped(x[here], slots.stacked(span.first, span.last), ends)
+        else:
+            _fill_one_by_one(out, x, rows.rows, span, slots, first)
 
 
-def fill_one_by_one(each: Tensor, x: Tensor, top_k: int, rows: SlotRows, slots: SlotWeights) -> None:
-    """The same, slot by slot."""
-    borders = [*np.flatnonzero(np.diff(rows.slots, prepend=-1)), len(rows.slots)]
-    for start, stop in pairwise(borders):
-        pairs = torch.from_numpy(rows.pairs[start:stop]).to(x.device)
-        matrices = slots.expert(int(rows.slots[start]))
-        each[pairs] = expert_mlp(x[pairs // top_k], matrices.gate_up[0], matrices.down[0]).float()
+def _grouped(x: Tensor, matrices: tuple[Tensor, Tensor], ends: Tensor) -> Tensor:
+    """x [r, H] -> [r, H]; slots without rows are empty groups."""
+    gate_up, down = matrices
+    gate, up = torch._grouped_mm(x, gate_up.transpose(1, 2), offs=ends).chunk(2, dim=-1)  # [r, I] each
+    return torch._grouped_mm(silu(gate).mul_(up), down.transpose(1, 2), offs=ends)
+
+
+def _fill_one_by_one(out: Tensor, x: Tensor, rows: SlotRows, span: Span, slots: SlotWeights, first: int) -> None:
+    for slot, start, stop in rows.each_slot(span.start, span.stop):
+        matrices, here = slots.expert(slot), slice(start - first, stop - first)
+        out[here] = expert_mlp(x[here], matrices.gate_up[0], matrices.down[0])
 
 
 def weighted_sum(each: Tensor, weights: Tensor) -> Tensor:

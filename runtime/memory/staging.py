@@ -1,5 +1,7 @@
 """Small page-locked buffers between CPU and GPU, and the two ways across: a kernel, or the copy engine."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -43,28 +45,45 @@ class Staging:
         else:
             out.copy_(self.host(tuple(out.shape), out.dtype), non_blocking=True)
 
+    def store(self, values: Tensor) -> Tensor:
+        """8-byte integers from the device to the beginning of the buffer, by a kernel; there once it is through."""
+        host = self.host(tuple(values.shape), WORD)
+        if self._words is None:
+            host.copy_(values)
+        else:
+            torch.bitwise_or(values, 0, out=self._words[: values.numel()].view(values.shape))
+        return host
+
 
 class Upload:
-    """Index arrays of a pass, packed and brought to the GPU in one piece, past the copy engine's queue."""
+    """Index arrays, packed and brought to the GPU in one piece, past the copy engine's queue. They may be int32 if all
+    their readers take that.
+    """
 
-    def __init__(self) -> None:
-        self._arrays: list[NDArray[np.int64]] = []
-        self._size = 0
+    def __init__(self, dtype: type[np.int32] | type[np.int64] = np.int64) -> None:
+        self._arrays: list[NDArray[np.integer[Any]]] = []
+        self._size, self._dtype = 0, np.dtype(dtype)
 
-    def add(self, array: NDArray[np.int64]) -> tuple[int, tuple[int, ...]]:
+    def add(self, array: NDArray[np.integer[Any]]) -> tuple[int, tuple[int, ...]]:
         """Keeps an array; the place under which `view` finds it."""
         place = (self._size, array.shape)
-        self._arrays.append(np.ascontiguousarray(array, dtype=np.int64).reshape(-1))
+        self._arrays.append(array.reshape(-1))
         self._size += array.size
         return place
 
     def send(self, staging: Staging, device: torch.device) -> Tensor:
-        """All arrays on the device, one int64 tensor."""
-        packed = torch.from_numpy(np.concatenate([*self._arrays, np.zeros(1, np.int64)]))
-        if device.type == "cpu":
+        """All arrays on the device, one tensor."""
+        per_word = WORD_BYTES // self._dtype.itemsize
+        count = (self._size // per_word + 1) * per_word
+        on_gpu = device.type != "cpu"
+        dtype = torch.from_numpy(np.empty(0, self._dtype)).dtype
+        packed = staging.host((count,), dtype) if on_gpu else torch.empty(count, dtype=dtype)
+        np.concatenate(
+            self._arrays or [np.empty(0, self._dtype)], out=packed.numpy()[: self._size], casting="same_kind"
+        )
+        if not on_gpu:
             return packed
-        staging.host((len(packed),), torch.int64).copy_(packed)
-        out = torch.empty(len(packed), dtype=torch.int64, device=device)
+        out = torch.empty(count, dtype=dtype, device=device)
         staging.load(out, by_kernel=True)
         return out
 

@@ -20,6 +20,7 @@ from runtime.kernels.gpu_attention import (
 from runtime.models.common import rotary
 from runtime.tables import PrefillTables
 from runtime.tasks.kv import new_kv
+from runtime.tasks.layer_plan import send_choices
 from runtime.tasks.state import PassState, only_micro_batch
 
 
@@ -48,6 +49,7 @@ def post_attention(state: PassState, index: int, task: Task) -> None:
     if j in state.replayed and routed.experts is not None:
         routed = replace(routed, experts=state.replayed[j][:, memory.moe_place(task.layer)])
     state.hidden[j], state.routed[j] = routed.hidden, routed
+    send_choices(state, j, routed)
     if state.routing is not None:
         state.routing.keep(j, routed)
     del state.qkv[j]
@@ -97,10 +99,12 @@ def _attend_decoding(state: PassState, j: int, layer: int) -> None:
     if r:
         pool, home = memory.kv.gpu[layer], tables.resident_home
         pool[home[0], :, :, home[1]] = new_kv(state, qkv[:r])
-        out[:r] = decode_attention(qkv[:r], pool, tables.resident_table, lengths[:r], *shape, counts[:r])
+        table, masks = tables.resident_table, tables.resident_masks
+        out[:r] = decode_attention(qkv[:r], pool, table, lengths[:r], *shape, counts[:r], masks, stored=True)
     if g > r:
         staged = state.staged_kv.pop((layer, j))
-        out[r:g] = decode_attention(qkv[r:g], staged, tables.staged_table, lengths[r:], *shape, counts[r:])
+        table, masks = tables.staged_table, tables.staged_masks
+        out[r:g] = decode_attention(qkv[r:g], staged, table, lengths[r:], *shape, counts[r:], masks)
 
 
 def _attend_prompts(state: PassState, j: int, layer: int) -> None:

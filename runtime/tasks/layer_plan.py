@@ -3,29 +3,36 @@
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from hrm.predict.expert_cache import GatePlan
 from runtime.experts.cache import ExpertSlots
+from runtime.kernels.slot_ffn import DeviceRows
+from runtime.kernels.slot_rows import Placed
+from runtime.models.family import Routed
 from runtime.tasks.state import PassState
 
 
 @dataclass
 class LayerPlan:
-    """A layer's experts under way. Per micro-batch: experts [T, k] on the host; on the device, fp32, either every
-    choice's output [T k, H], added up once all are there, so that sums do not depend on what was in place; or for many
-    tokens the sums so far, [T, H]. users: who has yet to be done with it, the GPU and where it has experts the CPU.
+    """A layer's experts under way. steps: the experts in place, then every wave, with their slots.
+
+    Per micro-batch: experts [T, k] on the host; on the device, which rows each step computes, their inputs [R, H], and
+    in fp32 either every row's output [R, H], added up once all are there, so that sums do not depend on what was in
+    place; or for many tokens the sums so far, [T, H]. users: who has yet to be done with it, the GPU and where it has
+    experts the CPU.
     """
 
     place: int  # among MoE layers
     plan: GatePlan
+    steps: list[Placed]
     experts: dict[int, NDArray[np.int64]]
     users: int
+    rows: dict[int, DeviceRows] = field(default_factory=dict)
+    inputs: dict[int, Tensor] = field(default_factory=dict)
     each: dict[int, Tensor] = field(default_factory=dict)
     sums: dict[int, Tensor] = field(default_factory=dict)
-    steps: int = 0
 
 
 def slots_of(state: PassState) -> ExpertSlots:
@@ -34,16 +41,22 @@ def slots_of(state: PassState) -> ExpertSlots:
     return state.memory.slots
 
 
+def send_choices(state: PassState, j: int, routed: Routed) -> None:
+    """A micro-batch's experts to the host, right behind its router and past the copy engine."""
+    if state.memory.slots is not None and routed.experts is not None:
+        state.choices[j] = state.memory.staging("choices", j).store(routed.experts), state.device.spun_mark()
+
+
 def layer_plan(state: PassState, layer: int) -> LayerPlan:
     """What the cache says about a layer's routed tokens; made by the first who asks, who waits for the routers."""
     with state.plan_lock:
         if layer not in state.layer_plans:
             experts, leaves = _routed_experts(state), state.uses_cpu_experts(layer, 0)
-            every = np.concatenate([chosen.reshape(-1) for chosen in experts.values()])
-            touched, tokens = np.unique(every, return_counts=True)
-            place = state.memory.moe_place(layer)
-            plan = slots_of(state).gate(state.device, place, touched.tolist(), tokens.tolist(), leaves)
-            state.layer_plans[layer] = LayerPlan(place, plan, experts, 1 + leaves)
+            counts = np.bincount(np.concatenate([chosen.reshape(-1) for chosen in experts.values()]))
+            touched, place = np.flatnonzero(counts), state.memory.moe_place(layer)
+            plan = slots_of(state).gate(state.device, place, touched.tolist(), counts[touched].tolist(), leaves)
+            steps: list[Placed] = [plan.hits, *([(f.expert, f.slot) for f in wave] for wave in plan.waves)]
+            state.layer_plans[layer] = LayerPlan(place, plan, steps, experts, 1 + leaves)
         return state.layer_plans[layer]
 
 
@@ -57,8 +70,11 @@ def release_plan(state: PassState, layer: int) -> None:
 
 
 def _routed_experts(state: PassState) -> dict[int, NDArray[np.int64]]:
-    """Per micro-batch [T, k], in one copy."""
-    chosen = {j: routed.experts for j, routed in sorted(state.routed.items()) if routed.experts is not None}
-    whole = torch.cat(list(chosen.values())).cpu().numpy()
-    borders = np.cumsum([len(experts) for experts in chosen.values()])[:-1]
-    return dict(zip(chosen, np.split(whole, borders), strict=True))
+    """Per micro-batch [T, k]; waits for each."""
+    found = {}
+    for j, (chosen, mark) in sorted(state.choices.items()):
+        state.device.host_wait(mark)
+        state.device.recycle((mark,))
+        found[j] = chosen.numpy().copy()
+    state.choices.clear()
+    return found

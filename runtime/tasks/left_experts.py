@@ -17,7 +17,8 @@ def left_expert_ffn(state: PassState, index: int, task: Task) -> None:
     """
     memory, slots, members = state.memory, slots_of(state), state.members(task.micro_batch)
     under_way = layer_plan(state, task.layer)
-    experts = np.concatenate([under_way.experts[j] for j in members])
+    parts = [under_way.experts[j] for j in members]
+    experts = parts[0] if len(parts) == 1 else np.concatenate(parts)
     counts = [len(under_way.experts[j]) for j in members]
     x = received(state, "cpu_x", members, [(n, memory.config.hidden_size) for n in counts], memory.config.dtype)
     gates = received(
@@ -25,5 +26,6 @@ def left_expert_ffn(state: PassState, index: int, task: Task) -> None:
     )
     out = memory.staging("cpu_out", task.micro_batch).host(tuple(x.shape), memory.config.dtype)
     listed, addresses = under_way.plan.on_cpu, slots.host_addresses(under_way.place)
-    out.copy_(listed_experts(x, gates, experts, listed, addresses, slots.intermediate, torch.get_num_threads()))
+    rows, threads = slots.storage.weights.rows, torch.get_num_threads()
+    listed_experts(x, gates, experts, listed, addresses, rows, out, threads, memory.scratch)
     release_plan(state, task.layer)

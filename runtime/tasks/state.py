@@ -84,6 +84,7 @@ class PassState:
     touched: dict[int, frozenset[int]] = field(default_factory=dict)
     earlier: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # slot -> K, V of a prompt's earlier parts
     plan_lock: Lock = field(default_factory=Lock)  # of layer_plans: whoever makes one waits for the device
+    choices: dict[int, tuple[Tensor, Mark]] = field(default_factory=dict)  # experts [T, k] on their way to the host
     layer_plans: dict[int, "LayerPlan"] = field(default_factory=dict)  # of experts in slots
     tokens: dict[int, Tensor] = field(default_factory=dict)
     logits: dict[int, Tensor] = field(default_factory=dict)
