@@ -10,9 +10,7 @@ from hrm.predict.cache_slots import SlotTable
 
 MIN_PROBABILITY = 1 / 3  # of a prefetch, where nothing limits how many there are
 UNHURRIED = 0.1  # of one that is over by the next gate; 0.02 to 0.2 differ by up to 3 points of hit rate
-WAVE_SHARE = (
-    50  # of so many slots, one is given to a wave: of 1,536 slots, 30 in place of 8 cost 0.1 hits of 33 a layer
-)
+WAVE_SHARE = 50  # of so many slots one is given to a wave: of 1,536, 30 in place of 8 cost 0.1 hits of 33 a layer
 
 _PINNED = 2.0  # above every value: not to be displaced before it is computed
 
