@@ -1,5 +1,6 @@
 """Where the runtime keeps weights and KV cache: nothing is lost, and nothing overwritten that is still to be read."""
 
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
@@ -586,3 +587,17 @@ def test_arrays_sent_together_come_apart_again(shapes: list[list[int]]) -> None:
     places = [upload.add(array) for array in arrays]
     sent = upload.send(Staging(CPU), CPU)
     assert all(np.array_equal(view_of(sent, place), array) for place, array in zip(places, arrays, strict=True))
+
+
+def test_a_buffer_may_be_dropped_while_another_is_made():
+    """As the collector does, in the thread that holds the lock: once a run hung there."""
+    buffer = HostBuffer(5000)
+
+    def drops() -> None:
+        with _SPARE._lock:
+            buffer.__del__()
+
+    thread = threading.Thread(target=drops, daemon=True)
+    thread.start()
+    thread.join(timeout=20)
+    assert not thread.is_alive()

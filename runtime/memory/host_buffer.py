@@ -51,7 +51,7 @@ class _Spare:
     def __init__(self) -> None:
         self.keeps = False
         self._mappings: list[_Mapping] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the collector may drop a buffer, which gives, in a thread that is taking
 
     def take(self, size: int) -> _Mapping | None:
         """The smallest that does; where none does, all are given up, since their memory is needed."""
@@ -79,9 +79,8 @@ class _Spare:
             self._drop()
 
     def _drop(self) -> None:
-        for mapping in self._mappings:
-            mapping.release()
-        self._mappings.clear()
+        while self._mappings:
+            self._mappings.pop().release()
 
 
 _SPARE = _Spare()
