@@ -140,5 +140,6 @@ def random_experts(
 
 
 def _fill(memory: Tensor, source: Tensor) -> None:
+    """By NumPy, which copies with the calling thread alone: PyTorch would bring a team of threads to each."""
     count = min(len(memory), len(source))
-    memory[:count] = source[:count]
+    np.copyto(memory[:count].numpy(), source[:count].numpy())
