@@ -14,7 +14,9 @@ demo: $(VENV)/.core
 	$(BIN)/hrm roofline --profile l4.yaml --output out/roofline_l4.png
 	@echo "Figures: out/roofline.png, out/roofline_l4.png, out/gantt.png; policy: out/policy.yaml"
 
-test: lint types unit notebooks
+test: $(VENV)/.test
+	$(MAKE) -j 2 lint types
+	$(BIN)/pytest -n 2 --dist worksteal --durations 12 --nbmake --nbmake-timeout=90 notebooks tests
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -28,7 +30,7 @@ unit: $(VENV)/.test
 	$(BIN)/pytest -n 2 --dist worksteal --durations 12
 
 notebooks: $(VENV)/.test
-	$(BIN)/pytest --nbmake --nbmake-timeout=240 notebooks
+	$(BIN)/pytest --nbmake --nbmake-timeout=90 notebooks
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)

@@ -1,5 +1,7 @@
 """Policies polished by simulation: never slower by the score, always of the machine's size, the CPU with a margin."""
 
+from functools import cache
+
 import pytest
 
 from hrm.errors import HrmError, PolicyError, WorkloadError
@@ -18,6 +20,11 @@ WORKLOAD = make_workload(128, 77, where="test")
 MACHINES = {name: make_rates(load_profile(name), load_model("mixtral-8x7b"), WORKLOAD) for name in ("t4", "h200-16gib")}
 
 
+@cache
+def found_on(machine: str) -> tuple[Policy, ...]:
+    return tuple(candidate.policy for candidate in search_policy(MACHINES[machine], "auto", 4).candidates)
+
+
 def speed(rates: Rates, policy: Policy) -> float:
     return simulate_throughput(Simulator(rates.for_chunk(policy.prefill_chunk_tokens)), policy).generation_throughput
 
@@ -26,8 +33,7 @@ def speed(rates: Rates, policy: Policy) -> float:
 def test_a_polished_policy_fits_and_simulates_no_slower(machine: str) -> None:
     """Only the share of the CPU's experts, the pool for what is streamed instead, and the prefill chunk change."""
     rates = MACHINES[machine]
-    for candidate in search_policy(rates, "auto", 6).candidates:
-        policy = candidate.policy
+    for policy in found_on(machine):
         better = polished(rates, policy, lambda p: speed(rates, p))
         predict(rates, better)
         assert speed(rates, better) >= speed(rates, policy)
@@ -49,7 +55,7 @@ def test_the_margin_is_the_cpus_alone() -> None:
 def test_variants_that_cannot_be_weighed_are_left_out(error: type[HrmError]) -> None:
     """As those that do not fit, or that leave a long request no room."""
     rates = MACHINES["t4"]
-    policy = next(c.policy for c in search_policy(rates, "auto", 6).candidates if c.policy.experts_on_gpu < 1)
+    policy = next(policy for policy in found_on("t4") if policy.experts_on_gpu < 1)
 
     def score(tried: Policy) -> float:
         if tried != policy:
@@ -62,7 +68,7 @@ def test_variants_that_cannot_be_weighed_are_left_out(error: type[HrmError]) -> 
 def test_a_higher_score_is_taken() -> None:
     """Of the share of experts on the CPU, and of the prefill chunk; both as far as the machine has room."""
     rates = MACHINES["h200-16gib"]
-    found = [c.policy for c in search_policy(rates, "auto", 8).candidates]
+    found = found_on("h200-16gib")
     shares = [p for p in found if p.weights_on_gpu < p.experts_on_gpu < 1]
     assert shares
     assert all(polished(rates, p, lambda tried: tried.experts_on_gpu).experts_on_gpu == 1 for p in shares)
