@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from runtime.kernels.cpu_combine import combine_experts
-from runtime.kernels.cpu_experts import addresses, experts_backend, few_token_experts
-from runtime.kernels.expert_ffn import FEW_ROWS
+from runtime.kernels.cpu_experts import experts_backend
+from runtime.kernels.expert_ffn import FEW_ROWS, few_rows_of_slab
 from runtime.kernels.routed_rows import RoutedRows, routed_rows
 from runtime.memory.scratch import Scratch
 from runtime.memory.slab_tensors import SlabTensors
@@ -43,38 +43,25 @@ def cpu_layer(
     if not slabs:
         out.zero_()
         return
-    step = max(1, BLOCK_BYTES // (experts.shape[1] * x.shape[1] * x.element_size()))
+    step, threads = max(1, BLOCK_BYTES // (experts.shape[1] * x.shape[1] * x.element_size())), torch.get_num_threads()
     for start in range(0, len(x), step):
         own = slice(start, start + step)
-        _block(x[own], experts[own], weights[own], num_experts, slabs, out[own], scratch)
-
-
-def _block(
-    x: Tensor,
-    experts: Tensor,
-    weights: Tensor,
-    num_experts: int,
-    slabs: list[SlabTensors],
-    out: Tensor,
-    scratch: Scratch,
-) -> None:
-    rows = routed_rows(x, experts, num_experts)
-    if rows.counts.max() <= FEW_ROWS and experts_backend() == "compiled":
-        parts, places = _few(rows, slabs, scratch)
-    elif rows.padded * num_experts <= PADDING * len(rows.order) and _are_whole(slabs, num_experts):
-        parts, places = _batched(rows, slabs, scratch)
-    else:
-        parts, places = _one_by_one(rows, slabs, scratch)
-    where = torch.from_numpy(places).view(experts.shape)
-    combine_experts(parts, where, weights.float().contiguous(), out, torch.get_num_threads())
-
-
-def _are_whole(slabs: list[SlabTensors], num_experts: int) -> bool:
-    return all(weights.slab.experts == num_experts for weights in slabs)
+        parts, places = _parts(routed_rows(x[own], experts[own], num_experts), slabs, scratch)
+        where = torch.from_numpy(places).view(experts[own].shape)
+        combine_experts(parts, where, weights[own].float().contiguous(), out[own], threads)
 
 
 Parts = tuple[Tensor, NDArray[np.int64]]
 """Outputs [S, R, H], and the row of each (token, choice) among R."""
+
+
+def _parts(rows: RoutedRows, slabs: list[SlabTensors], scratch: Scratch) -> Parts:
+    if rows.counts.max() <= FEW_ROWS and experts_backend() == "compiled":
+        return _few(rows, slabs, scratch)
+    experts = len(rows.counts)
+    if rows.padded * experts <= PADDING * len(rows.order) and all(w.slab.experts == experts for w in slabs):
+        return _batched(rows, slabs, scratch)
+    return _one_by_one(rows, slabs, scratch)
 
 
 def _batched(rows: RoutedRows, slabs: list[SlabTensors], scratch: Scratch) -> Parts:
@@ -90,10 +77,14 @@ def _batched(rows: RoutedRows, slabs: list[SlabTensors], scratch: Scratch) -> Pa
         i = weights.slab.rows
         both = scratch("gate_up", (experts, n, 2 * i), dtype)
         torch.bmm(x.view(experts, n, hidden), weights.gate_up.transpose(1, 2), out=both)
-        gate, up = both.chunk(2, dim=-1)
-        h = torch.mul(silu(gate, inplace=True), up, out=scratch("h", (experts, n, i), dtype))
-        torch.bmm(h, weights.down.transpose(1, 2), out=part)
+        torch.bmm(_gated(both, scratch), weights.down.transpose(1, 2), out=part)
     return parts.view(len(slabs), experts * n, hidden), places
+
+
+def _gated(both: Tensor, scratch: Scratch) -> Tensor:
+    """both [..., 2 I], gate rows, then up rows -> silu(gate) * up, [..., I]."""
+    gate, up = both.chunk(2, dim=-1)
+    return torch.mul(silu(gate, inplace=True), up, out=scratch("h", tuple(up.shape), both.dtype))
 
 
 def _one_by_one(rows: RoutedRows, slabs: list[SlabTensors], scratch: Scratch) -> Parts:
@@ -116,28 +107,14 @@ def _add_experts(rows: RoutedRows, weights: SlabTensors, part: Tensor, scratch: 
         taken = torch.from_numpy(rows.order[own] // rows.top_k)
         x = torch.index_select(rows.x, 0, taken, out=scratch("x", (n, hidden), rows.x.dtype))
         both = torch.mm(x, weights.gate_up[at].t(), out=scratch("gate_up", (n, 2 * slab.rows), x.dtype))
-        gate, up = both.chunk(2, dim=-1)
-        h = torch.mul(silu(gate, inplace=True), up, out=scratch("h", (n, slab.rows), x.dtype))
-        torch.mm(h, weights.down[at].t(), out=part[own])
+        torch.mm(_gated(both, scratch), weights.down[at].t(), out=part[own])
 
 
 def _few(rows: RoutedRows, slabs: list[SlabTensors], scratch: Scratch) -> Parts:
-    """R = T k, by (token, choice), in fp32."""
+    """R = T k, by (token, choice), in fp32; rows of experts outside a slab are zero."""
     parts = scratch("few_parts", (len(slabs), len(rows.order), rows.x.shape[1]), torch.float32)
     for part, weights in zip(parts, slabs, strict=True):
-        _add_few(rows, weights, part)
+        if weights.slab.experts < len(rows.counts):
+            part.zero_()
+        few_rows_of_slab(rows.x, rows.order, rows.ends, weights, part)
     return parts, np.arange(len(rows.order))
-
-
-def _add_few(rows: RoutedRows, weights: SlabTensors, part: Tensor) -> None:
-    """part [T k, H]; rows of experts outside the slab are zero."""
-    slab = weights.slab
-    if slab.experts < len(rows.counts):
-        part.zero_()
-    listed = [e for e in range(slab.first_expert, slab.last_expert) if rows.counts[e]]
-    first = rows.of(slab.first_expert).start
-    starts = np.array([0, *(rows.of(e).stop - first for e in listed)], np.int64)
-    at = [e - slab.first_expert for e in listed]
-    places = np.array([addresses(weights.gate_up[i], weights.down[i]) for i in at], np.int64).reshape(-1, 2)
-    pairs = rows.order[first : rows.of(slab.last_expert - 1).stop]
-    few_token_experts(rows.x, pairs, starts, places, slab.rows, part, torch.get_num_threads())

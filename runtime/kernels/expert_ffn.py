@@ -10,6 +10,7 @@ from itertools import accumulate
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import silu
 
@@ -124,13 +125,24 @@ def _has_few_rows(tokens: SortedTokens) -> bool:
 
 def _few_rows(tokens: SortedTokens, weights: SlabTensors) -> Tensor:
     """[T k, H] fp32; each sorted row is a token of its own to the kernel."""
-    slab, ends = weights.slab, np.array([0, *tokens.host_ends])
+    y, ends = torch.zeros(tokens.x.shape, dtype=torch.float32), np.array([0, *tokens.host_ends])
+    few_rows_of_slab(tokens.x, np.arange(len(tokens.x)), ends, weights, y)
+    return y
+
+
+def few_rows_of_slab(
+    x: Tensor, pairs: NDArray[np.int64], ends: NDArray[np.int64], weights: SlabTensors, out: Tensor
+) -> None:
+    """What a slab's experts give for few rows each, to their rows of `out`; other rows stay.
+
+    x, pairs, out: as `few_token_experts` takes them, pairs of all experts in order; ends [E + 1]: where each expert's
+    begin, and the end.
+    """
+    slab = weights.slab
     experts = np.arange(slab.first_expert, slab.last_expert)
     listed = experts[ends[experts + 1] > ends[experts]]
-    pairs = np.arange(ends[slab.first_expert], ends[slab.last_expert])
-    starts = np.array([0, *(ends[listed + 1] - ends[slab.first_expert])], np.int64)
-    places = [addresses(weights.gate_up[e - slab.first_expert], weights.down[e - slab.first_expert]) for e in listed]
-    y = torch.zeros(tokens.x.shape, dtype=torch.float32)
-    where = np.array(places, np.int64).reshape(-1, 2)
-    few_token_experts(tokens.x, pairs, starts, where, slab.rows, y, torch.get_num_threads())
-    return y
+    first, last = ends[slab.first_expert], ends[slab.last_expert]
+    starts = np.array([0, *(ends[listed + 1] - first)], np.int64)
+    at = listed - slab.first_expert
+    places = np.array([addresses(weights.gate_up[i], weights.down[i]) for i in at], np.int64).reshape(-1, 2)
+    few_token_experts(x, pairs[first:last], starts, places, slab.rows, out, torch.get_num_threads())
