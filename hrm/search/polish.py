@@ -7,11 +7,11 @@ serves a larger one.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 from hrm.errors import HrmError
 from hrm.predict.prediction import page_pool_needed, predict
 from hrm.predict.rates import CHUNK_GRANULARITY, MAX_CHUNK, Rates
+from hrm.search.sensitivity import scaled_rates
 from hrm.spec.policy import Policy
 
 CPU_PARTS = (0.25, 0.5, 0.75, 1.0)  # of the CPU's experts, how much goes to the GPU's side
@@ -22,10 +22,9 @@ Score = Callable[[Policy], float]
 
 def with_margin(rates: Rates) -> Rates:
     """The cost model of a machine whose CPU is slower than calibrated, to choose by but not to promise by."""
-    profile = rates.machine.profile
     for resource in ("cpu_compute", "cpu_memory_bandwidth"):
-        profile = profile.with_scaled(resource, CPU_MARGIN)
-    return replace(rates, machine=replace(rates.machine, profile=profile))
+        rates = scaled_rates(rates, resource, CPU_MARGIN)
+    return rates
 
 
 def polished(rates: Rates, policy: Policy, score: Score) -> Policy:

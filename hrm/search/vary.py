@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from hrm.errors import HrmError, PolicyError
 from hrm.predict.rates import Rates
+from hrm.search.sensitivity import scaled_rates
 from hrm.spec.hardware import RESOURCES, HardwareProfile
 from hrm.spec.policy import Policy, attention_place_of
 from hrm.spec.suggest import unknown_name
@@ -93,7 +94,7 @@ def vary_rates(rates: Rates, axis: Axis, value: float) -> Rates:
     if axis.target == "profile":
         profile = rates.machine.profile
         factor = value if axis.is_factor else value / _current(profile, axis.field)
-        return replace(rates, machine=replace(rates.machine, profile=profile.with_scaled(axis.field, factor)))
+        return scaled_rates(rates, axis.field, factor)
     work = rates.workload
     if axis.field != "gen_len" and work.prompt_len_sq_avg != work.prompt_len_avg**2:
         raise HrmError(

@@ -12,10 +12,10 @@ from torch import Tensor
 from hrm.errors import UnknownNameError
 from runtime.kernels.compile import load_library
 from runtime.kernels.cpu_attention_reference import sdpa_decode_attention
+from runtime.kernels.kernel_dtypes import DTYPES
 
 Backend = Literal["compiled", "sdpa", "auto"]
 SOURCE = Path(__file__).with_name("cpu_attention.cpp")
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 OUT_OF_RANGE = 2  # what the kernel returns for lengths and blocks that `check_blocks` refuses
 FORCED = "HRM_CPU_ATTENTION"
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from runtime.kernels.compile import load_library
+from runtime.kernels.kernel_dtypes import DTYPES
 
 SOURCE = Path(__file__).with_name("cpu_combine.cpp")
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 TORCH_BYTES = 16 << 20  # of fp32 sums at a time
 
 

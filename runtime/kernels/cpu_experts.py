@@ -16,11 +16,11 @@ from torch import Tensor
 
 from runtime.kernels.compile import load_library
 from runtime.kernels.expert_mlp import expert_mlp
+from runtime.kernels.kernel_dtypes import DTYPES
 
 Backend = Literal["compiled", "torch", "auto"]
 Ints = NDArray[np.int64]
 SOURCE = Path(__file__).with_name("cpu_experts.cpp")
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
 class _Problem(ctypes.Structure):

@@ -1,13 +1,14 @@
 """Which policies a validation runs: the best of every schedule, and smaller batches of each."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from hrm.errors import HrmError, PolicyError
 from hrm.predict.prediction import predict
 from hrm.predict.rates import Rates
 from hrm.schedule.registry import AUTO, placement_of, schedule_names
 from hrm.search.refine import best_by_simulation
+from hrm.search.sensitivity import scaled_rates
 from hrm.spec.policy import Policy
 from hrm.spec.policy_file import load_policy
 from runtime.validation.options import ValidateOptions
@@ -54,8 +55,7 @@ def make_plan(options: ValidateOptions, rates: RatesAt, update: Callable[[int, i
 
 def with_memory(rates: Rates, factor: float) -> Rates:
     """The same on a machine with `factor` times the memory."""
-    profile = rates.machine.profile.with_scaled("gpu_memory", factor).with_scaled("cpu_memory", factor)
-    return replace(rates, machine=replace(rates.machine, profile=profile))
+    return scaled_rates(scaled_rates(rates, "gpu_memory", factor), "cpu_memory", factor)
 
 
 def _searched(
