@@ -173,6 +173,23 @@ def test_another_run_is_not_continued(
     assert f"belongs to a run with another {named} (see" in err
 
 
+def test_fewer_requests_do_not_continue_a_run_that_answered_the_others(
+    hrm: Invoke, synthetic: list[str], tmp_path: Path
+) -> None:
+    output = tmp_path / "out.jsonl"
+    assert hrm(*synthetic, "--output", str(output))[0] == 0
+    code, _, err = hrm(*synthetic, "--output", str(output), "--num-requests", "79", "--resume")
+    assert code == 1 and "belongs to a run with another input, sampling (see" in err
+
+
+def test_answers_to_what_nobody_asked_are_not_continued(hrm: Invoke, synthetic: list[str], tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    assert hrm(*synthetic, "--output", str(output))[0] == 0
+    output.write_bytes(output.read_bytes().replace(b'"request-80"', b'"request-81"'))
+    code, _, err = hrm(*synthetic, "--output", str(output), "--resume")
+    assert code == 1 and "answers 'request-81', which the input does not ask" in err
+
+
 def test_another_policy_is_not_continued_but_overwritten(hrm: Invoke, synthetic: list[str], tmp_path: Path) -> None:
     output, policy = tmp_path / "out.jsonl", tmp_path / "policy.yaml"
     assert hrm(*synthetic, "--output", str(output))[0] == 0

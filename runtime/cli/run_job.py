@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hrm.errors import RequestError
@@ -41,11 +42,14 @@ def run_job(options: RunOptions, entries: tuple[Entry, ...] | None, make_engine:
         if options.trace_routing is not None:
             moe_kind(source.weights.spec, "--trace-routing")
         device = choose_device(options.device).type
-        waiting = _waiting(source, output)
         earlier = output.earlier.policy if output is not None and output.earlier is not None else None
+        identity = _identity(source, device, earlier or {})
+        if output is not None:
+            output.check(identity)  # before a search, and before its answers are set against other requests
+        waiting = _waiting(source, output)
         chosen = _choose(options, earlier, source, waiting)
         if output is not None:
-            output.begin(_identity(source, device, chosen.policy))
+            output.begin(replace(identity, policy=chosen.policy.model_dump(mode="json")))
         return _answer(source, output, chosen, waiting, device, make_engine)
 
 
@@ -92,13 +96,11 @@ def _choose(
     return choose_policy(options, earlier, source.weights.spec, able)
 
 
-def _identity(source: RunSource, device: str, policy: Policy) -> RunIdentity:
+def _identity(source: RunSource, device: str, policy: Mapping[str, Any]) -> RunIdentity:
     from runtime.requests.identity import RunIdentity, hash_prompts, hash_sampling
 
     prompts, sampling = hash_prompts(source.entries), hash_sampling(source.entries)
-    return RunIdentity(
-        prompts, sampling, source.model_hash, source.weights.spec.dtype, device, policy.model_dump(mode="json")
-    )
+    return RunIdentity(prompts, sampling, source.model_hash, source.weights.spec.dtype, device, policy)
 
 
 def _answer(

@@ -60,20 +60,27 @@ class OutputFile:
             raise RequestError(f"{self.path}: cannot be continued: {beside} is missing, which says what it belongs to")
         return earlier
 
+    def check(self, identity: RunIdentity) -> None:
+        """Whether this run may continue the file; changes nothing in it.
+
+        Raises:
+            RequestError: the earlier run was another; names what differs.
+        """
+        changed = () if self.earlier is None else self.earlier.differences(identity)
+        if changed:
+            names = ", ".join(changed)
+            raise RequestError(
+                f"{self.path}: belongs to a run with another {names} (see {identity_path(self.path)}); give the "
+                "same again, write to another file, or start again with --overwrite"
+            )
+
     def begin(self, identity: RunIdentity) -> None:
         """Makes the file ready: continues the same run behind its last whole line, or begins a new one.
 
         Raises:
             RequestError: to be continued, but the earlier run was another; names what differs. Cannot be written.
         """
-        if self.earlier is not None:
-            changed = self.earlier.differences(identity)
-            if changed:
-                names = ", ".join(changed)
-                raise RequestError(
-                    f"{self.path}: belongs to a run with another {names} (see {identity_path(self.path)}); give the "
-                    "same again, write to another file, or start again with --overwrite"
-                )
+        self.check(identity)
         self._cut(self._kept.whole_bytes)
         if self.earlier is None:
             write_identity(identity, identity_path(self.path))
