@@ -149,6 +149,17 @@ def test_a_run_is_measured_and_predicted(name: str, tmp_path: Path) -> None:
     gantt_pair_figure(run.predicted, run.measured)
 
 
+@pytest.mark.parametrize("name", ["cgopipe", "flexgen", "layer_streaming", "expert_cache"])
+def test_small_buffers_hold_every_prompt_token_once(name: str) -> None:
+    model, policy = synthetic_checkpoint("mixtral-tiny", 2), POLICIES[name]
+    rates = make_rates(load_profile("t4"), model.spec, search_workload(2 * CONTEXT, GEN_LEN))
+    check = check_case(Bench(model, "cpu", None), Case(name, policy, 2 * CONTEXT), rates, GEN_LEN, 2).check
+    memory, prompts = check.cpu_memory, policy.batch_size * (2 * CONTEXT - GEN_LEN // 2)
+    assert memory.measured["buffers"] >= prompts * model.config.hidden_size * model.config.dtype.itemsize
+    assert memory.predicted["buffers"] == pytest.approx(memory.measured["buffers"], rel=0.2)
+    assert memory.predicted_total == pytest.approx(memory.measured_total, rel=0.05)
+
+
 def test_weights_stay_where_the_next_policy_wants_them(tmp_path: Path) -> None:
     model = synthetic_checkpoint(str(write_config(tmp_path / "config.json")))
     bench, stores = Bench(model, "cpu", None), []

@@ -99,10 +99,14 @@ def pool_need(rates: Rates, placement: Placement, nodes: Nodes) -> Form:
 
 
 def cpu_parts(rates: Rates, placement: Placement, nodes: Nodes) -> Parts:
-    """Peak bytes in CPU memory: weights that are neither on the GPU nor on disk, KV, and what is in transit."""
+    """Peak bytes in CPU memory: weights that are neither on the GPU nor on disk, KV, and what is in transit.
+
+    Of every prompt token the hidden state has a place there: where it waits between layers, or, if it stays on the
+    GPU, where its embedding is gathered to be sent.
+    """
     sizes, k = rates.sizes, len(nodes)
     kv = sizes.kv_bytes_per_sequence(cached_tokens(rates.workload, placement.mixed_prefill))
-    prefilled = rates.workload.prompt_len * sizes.hidden_bytes if placement.spills_hidden_states else 0.0
+    prefilled = rates.workload.prompt_len * sizes.hidden_bytes
     if placement.mixed_prefill:
         prefilled /= rates.workload.gen_len
     transit = (sizes.attention_input_bytes + sizes.attention_output_bytes) / rates.model.num_layers

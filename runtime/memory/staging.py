@@ -14,10 +14,15 @@ WORD_BYTES = WORD.itemsize
 
 
 class Staging:
-    """Page-locked bytes that grow with need; plain memory where there is no GPU."""
+    """Page-locked bytes that grow with need; plain memory where there is no GPU.
 
-    def __init__(self, device: torch.device) -> None:
+    creeps: whether what it holds grows a little from pass to pass, as with the context. It then takes an eighth more
+    than it needs, so that it seldom grows: page-locking waits for the device.
+    """
+
+    def __init__(self, device: torch.device, creeps: bool = False) -> None:
         self.device = device
+        self._need_eighths = 9 if creeps else 8
         self._buffer: HostBuffer | None = None
         self._words: Tensor | None = None
 
@@ -31,7 +36,7 @@ class Staging:
         need = torch.Size(shape).numel() * dtype.itemsize
         if self._buffer is None or self._buffer.nbytes < need:
             self._words = None
-            self._buffer = HostBuffer(max(4096, -(-need * 9 // (8 * WORD_BYTES)) * WORD_BYTES))
+            self._buffer = HostBuffer(max(4096, -(-need * self._need_eighths // (8 * WORD_BYTES)) * WORD_BYTES))
             if self.device.type == "cuda":
                 self._buffer.lock()
                 self._words = device_view(self._buffer.bytes, self.device)
