@@ -5,7 +5,8 @@ python benchmarks/expert_cache_quality.py --trace traces/test.npz --predictions 
 Hit rates: decode passes of 4 and 16 prompts, slots for a half and a quarter of the experts. `copies` is how many
 experts the link brings ahead from one gate to the next while the pass does not wait; an expert is a hit only if its
 copy was over by its gate. "any": no limit, what the predictions allow and no link does. "true paths": the experts that
-the pass will really choose as predictions; what is left to gain by predicting better. Belady knows the future and
+the pass and the next one will really choose as predictions; what is left to gain by predicting better. "of the pass
+alone": the same predictions without what they say of the next pass. Belady knows the future and
 copies nothing ahead: with copies ahead a cache can pass it.
 Regrouping: two adjacent batches by predicted paths, measured by the experts that they then touch.
 """
@@ -23,9 +24,10 @@ from hrm.errors import HrmError
 from hrm.predict.cache_plan import CachePolicy
 from hrm.predict.cache_replay import CacheReplay, replay, true_predictions
 from hrm.predict.decode_passes import decode_passes
+from hrm.predict.path_predictions import PathPredictions
 from hrm.predict.routing_demand import pass_demand
 from hrm.predict.routing_hit_rates import hit_rate_of
-from hrm.predict.routing_predictions import Probabilities, load_predictions
+from hrm.predict.routing_predictions import load_predictions
 from hrm.predict.routing_trace import RoutingTrace, load_routing_trace
 from runtime.experts.predictor_metrics import chosen_mask, top_k_mask
 from runtime.experts.token_scheduler import distinct_experts, regroup
@@ -37,7 +39,7 @@ TRUE_COPIES: tuple[float | None, ...] = (2.0, 4.0)
 PLAIN: tuple[CachePolicy, ...] = ("lru", "lfu", "static")
 
 
-def hit_rates(trace: RoutingTrace, predictions: Probabilities, batch: int, share: float) -> dict[str, Any]:
+def hit_rates(trace: RoutingTrace, predictions: PathPredictions, batch: int, share: float) -> dict[str, Any]:
     """Of every policy at equal slots, and the experts copied per pass."""
     slots = round(share * trace.num_experts)
     best = hit_rate_of(pass_demand(trace, batch), slots, "belady")
@@ -48,18 +50,22 @@ def hit_rates(trace: RoutingTrace, predictions: Probabilities, batch: int, share
     return {"batch": batch, "slots_per_layer": slots, "belady": best, **found}
 
 
-def replays(trace: RoutingTrace, predictions: Probabilities, batch: int, slots: int) -> dict[str, CacheReplay]:
+def replays(trace: RoutingTrace, predictions: PathPredictions, batch: int, slots: int) -> dict[str, CacheReplay]:
     """Plain policies, the predictive cache, and the same given the truth."""
     runs: dict[str, CacheReplay] = {policy: replay(trace, batch, slots, policy) for policy in PLAIN}
-    truth = true_predictions(trace)
-    for name, given, links in (("predictive", predictions, COPIES), ("true paths", truth, TRUE_COPIES)):
+    given_by_name = (
+        ("predictive", predictions, COPIES),
+        ("of the pass alone", PathPredictions(predictions.now), TRUE_COPIES),
+        ("true paths", true_predictions(trace), TRUE_COPIES),
+    )
+    for name, given, links in given_by_name:
         for copies in links:
             ahead = "any" if copies is None else f"{copies:g}"
             runs[f"{name}, {ahead} copies"] = replay(trace, batch, slots, "predictive", given, copies)
     return runs
 
 
-def regrouping(trace: RoutingTrace, predictions: Probabilities, batch: int) -> dict[str, Any]:
+def regrouping(trace: RoutingTrace, predictions: PathPredictions, batch: int) -> dict[str, Any]:
     """Distinct experts per layer and batch before and after, over all passes of pairs of adjacent batches."""
     passes = decode_passes(trace, 2 * batch)
     before, after = [], []
@@ -67,7 +73,7 @@ def regrouping(trace: RoutingTrace, predictions: Probabilities, batch: int) -> d
         if len(rows) < 2 * batch:
             continue  # a prompt has ended
         paths = chosen_mask(trace.experts[rows], trace.num_experts)
-        predicted = top_k_mask(predictions[rows].astype(np.float32), trace.experts.shape[2])
+        predicted = top_k_mask(predictions.now[rows].astype(np.float32), trace.experts.shape[2])
         given: list[NDArray[np.intp]] = [np.arange(batch), np.arange(batch, 2 * batch)]
         before.append(distinct_experts(paths, given).mean())
         after.append(distinct_experts(paths, regroup(predicted, (batch, batch))).mean())

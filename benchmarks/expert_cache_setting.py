@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scaled_routing import scale_of, scaled_replay
 
+from hrm.predict.path_predictions import ExpectedDemand
 from hrm.predict.routing_predictions import load_predictions
 from hrm.predict.routing_trace import load_routing_trace
 from hrm.spec.policy import Policy
@@ -71,10 +71,10 @@ def make_setting(args: argparse.Namespace) -> Setting:
     """Model, routing and requests."""
     model = synthetic_checkpoint(args.synthetic, args.layers, 0, torch_dtype(args.dtype) if args.dtype else None)
     trace, config = load_routing_trace(args.trace, None), model.config
-    probabilities = None if args.predictions is None else load_predictions(args.predictions, trace)
+    predictions = None if args.predictions is None else load_predictions(args.predictions, trace)
     scale = scale_of(trace, sum(config.moe_layers), config.num_experts, config.top_k)
     requests = args.batch * (2 if any(mode.startswith("units") for mode in args.modes) else 1)
-    replay, lengths = scaled_replay(trace, probabilities, scale, requests)
+    replay, lengths = scaled_replay(trace, predictions, scale, requests)
     prompts = tuple(max(1, length - args.gen_len) for length in lengths)
     limit = None if args.gpu_memory is None else parse_quantity(args.gpu_memory, "bytes", "--gpu-memory")
     forecast: Forecast = replay
@@ -90,7 +90,7 @@ class Timed:
     forecast: Forecast
     seconds: list[float] = field(default_factory=list)
 
-    def __call__(self, batch: Batch, table: SequenceTable) -> NDArray[np.float64] | None:
+    def __call__(self, batch: Batch, table: SequenceTable) -> ExpectedDemand:
         """What the forecast says."""
         began = time.perf_counter()
         found = self.forecast(batch, table)
@@ -101,7 +101,7 @@ class Timed:
 def costed(replay: RoutingReplay, predictor: RoutingPredictor) -> Forecast:
     """The recorded predictions, after the time that the predictor takes for as many tokens."""
 
-    def forecast(batch: Batch, table: SequenceTable) -> NDArray[np.float64] | None:
+    def forecast(batch: Batch, table: SequenceTable) -> ExpectedDemand:
         lengths = [int(at) + 1 for rows in batch.rows for at in rows.positions]
         predict_paths(predictor, [np.ones(length, np.int64) for length in lengths], last_only=True)
         return replay(batch, table)

@@ -3,6 +3,7 @@
 import numpy as np
 from expert_cache_setting import Setting, policy_of
 
+from hrm.predict.path_predictions import joined
 from hrm.predict.routing_source import Routing, routed_cache_stats
 from hrm.predict.routing_trace import RoutingTrace
 from hrm.predict.simulate import Simulator
@@ -35,10 +36,10 @@ def recorded(setting: Setting) -> Routing:
         experts.append(rows)
         prompts += [int(name)] * len(rows)
         steps += range(1, len(rows) + 1)
-        if setting.replay.probabilities is not None:
-            predicted.append(setting.replay.probabilities[name][length : length + setting.gen_len])
+        if setting.replay.predictions is not None:
+            predicted.append(setting.replay.predictions[name].rows(slice(length, length + setting.gen_len)))
     config = setting.model.config
     trace = RoutingTrace(
         config.name, config.num_experts, np.concatenate(experts).astype(np.int16), np.array(prompts), np.array(steps)
     )
-    return Routing(trace=trace, predictions=np.concatenate(predicted) if predicted else None)
+    return Routing(trace=trace, predictions=joined(predicted) if predicted else None)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrm.errors import WorkloadError
+from hrm.predict.path_predictions import PathPredictions, Probabilities
 from hrm.predict.routing_trace import RoutingTrace
 from runtime.experts.replay import RoutingReplay
 
@@ -49,7 +50,7 @@ def scale_of(trace: RoutingTrace, layers: int, experts: int, top_k: int) -> Scal
 
 
 def scaled_replay(
-    trace: RoutingTrace, probabilities: NDArray[np.float16] | None, scale: Scale, requests: int
+    trace: RoutingTrace, predictions: PathPredictions | None, scale: Scale, requests: int
 ) -> tuple[RoutingReplay, list[int]]:
     """Routing of the first `requests` prompts, named by number, and how many tokens each has recorded."""
     order = np.argsort(trace.prompt, kind="stable")
@@ -65,10 +66,19 @@ def scaled_replay(
         lengths.append(length)
         chosen = [trace.experts[rows[:length]][:, layer_of].astype(np.int64) for rows in own]  # [S, L, k0]
         experts[str(i)] = np.concatenate([_choices(c, j, scale) for j, c in enumerate(chosen)], axis=2)
-        if probabilities is not None:
-            parts = [_spread_out(probabilities[rows[:length]][:, layer_of], scale) for rows in own]
-            predicted[str(i)] = np.concatenate(parts, axis=2).astype(np.float16)
-    return RoutingReplay(experts, predicted if probabilities is not None else None), lengths
+        if predictions is not None:
+            predicted[str(i)] = _scaled([predictions.rows(rows[:length]) for rows in own], layer_of, scale)
+    return RoutingReplay(experts, predicted if predictions is not None else None), lengths
+
+
+def _scaled(own: list[PathPredictions], layer_of: Ints, scale: Scale) -> PathPredictions:
+    """Of the copies' prompts, [S, L0, E0] each -> [S, L, E]."""
+
+    def laid_out(parts: list[Probabilities]) -> NDArray[np.float16]:
+        return np.concatenate([_spread_out(part[:, layer_of], scale) for part in parts], axis=2).astype(np.float16)
+
+    following = [each.following for each in own if each.following is not None]
+    return PathPredictions(laid_out([each.now for each in own]), laid_out(following) if following else None)
 
 
 def _choices(chosen: Ints, copy: int, scale: Scale) -> Ints:
@@ -78,7 +88,7 @@ def _choices(chosen: Ints, copy: int, scale: Scale) -> Ints:
     return copy * (scale.experts // scale.copies) + within
 
 
-def _spread_out(probabilities: NDArray[np.float16], scale: Scale) -> NDArray[np.float32]:
+def _spread_out(probabilities: Probabilities, scale: Scale) -> NDArray[np.float32]:
     """[S, L, E0] -> [S, L, E / copies]; which of the spread experts it is, by all probabilities of that remainder."""
     p = probabilities.astype(np.float32)
     if scale.spread == 1:

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from hrm.predict.path_predictions import UNKNOWN, ExpectedDemand
 from hrm.predict.timeline import Timeline
 from hrm.schedule.build import build_graph
 from hrm.schedule.graph import TaskGraph
@@ -33,7 +33,7 @@ from runtime.tasks.state import Carried, PassState
 from runtime.tasks.weights import fetch_page
 from runtime.wirings import Wirings
 
-Forecast = Callable[[Batch, SequenceTable], NDArray[np.float64] | None]
+Forecast = Callable[[Batch, SequenceTable], ExpectedDemand]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class PassRunner:
     """Runs passes over one model's memory; remembers what each has prefetched for the next.
 
     keep_logits: of every chosen token. keep_runs: every `last_run` stays readable, not only the latest.
-    recorder: takes in what every pass's routers chose. forecast: probability that a decode pass chooses an expert,
+    recorder: takes in what every pass's routers chose. forecast: what a decode pass and the next one will choose,
     [MoE layers, E], for an expert cache; None: nothing is known. replay: experts to take instead of the routers'.
     """
 
@@ -165,9 +165,9 @@ class PassRunner:
         if slots is None:
             return
         if any(rows.is_prefill for rows in batch.rows):
-            slots.begin_pass(np.ones((len(slots.moe_layers), self.memory.config.num_experts)))
+            slots.begin_pass(ExpectedDemand(np.ones((len(slots.moe_layers), self.memory.config.num_experts))))
         else:
-            slots.begin_pass(None if self.forecast is None else self.forecast(batch, table))
+            slots.begin_pass(UNKNOWN if self.forecast is None else self.forecast(batch, table))
 
     def _carry(self, state: PassState) -> None:
         """What the next pass finds in place, and where the pool's pages go on."""

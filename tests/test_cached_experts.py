@@ -21,6 +21,7 @@ from hrm.errors import PolicyError, ScheduleError, WorkloadError
 from hrm.predict.cache_replay import replay, true_predictions
 from hrm.predict.durations import TaskCosts
 from hrm.predict.machine import Machine
+from hrm.predict.path_predictions import PathPredictions
 from hrm.predict.predicted_cache_stats import predicted_cache_stats
 from hrm.predict.prediction import predict
 from hrm.predict.rates import Rates
@@ -459,8 +460,8 @@ def random_trace(prompts: int, steps: int, seed: int = 0) -> RoutingTrace:
 
 def test_replayed_statistics_count_every_copy_once():
     trace = random_trace(8, 12)
-    noise = np.random.default_rng(1).random((len(trace.prompt), 3, 8))
-    for predictions in (true_predictions(trace), (0.5 * true_predictions(trace) + 0.5 * noise).astype(np.float16)):
+    noise, truth = np.random.default_rng(1).random((len(trace.prompt), 3, 8)), true_predictions(trace)
+    for predictions in (truth, PathPredictions((0.5 * truth.now + 0.5 * noise).astype(np.float16))):
         stats = predicted_cache_stats(trace, MODEL, 4, 18, predictions)
         whole = replay(trace, 4, 6, "predictive", predictions)
         layers = range(3)
@@ -474,7 +475,7 @@ def test_replayed_statistics_count_every_copy_once():
 @pytest.mark.parametrize("mode", MODES)
 def test_replays_leave_a_share_of_the_misses_to_the_cpu(mode: str):
     trace = random_trace(8, 12)
-    routing = Routing(trace=trace, predictions=np.full((len(trace.prompt), 3, 8), 0.25, np.float16))
+    routing = Routing(trace=trace, predictions=PathPredictions(np.full((len(trace.prompt), 3, 8), 0.25, np.float16)))
 
     def found(copied: float) -> CacheStats:
         return routed_cache_stats(routing, SIZES, cached(mode, weights_on_gpu=0.5, experts_on_gpu=copied))

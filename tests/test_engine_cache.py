@@ -12,6 +12,7 @@ from tiny_checkpoints import save_tiny
 from hrm.errors import PolicyError, WorkloadError
 from hrm.predict.cache_plan import Fetch
 from hrm.predict.cache_replay import true_predictions
+from hrm.predict.path_predictions import UNKNOWN, ExpectedDemand
 from hrm.spec.policy import Policy
 from runtime.batch import Batch
 from runtime.checkpoint.checkpoint import Checkpoint
@@ -98,7 +99,11 @@ def test_any_prediction(
 ) -> None:
     shape = sum(model.config.moe_layers), model.config.num_experts
     random = np.random.default_rng(0)
-    demand = {"wrong": lambda: random.random(shape), "nothing": lambda: None, "everything": lambda: np.ones(shape)}
+    demand = {
+        "wrong": lambda: ExpectedDemand(random.random(shape), random.random(shape)),
+        "nothing": lambda: UNKNOWN,
+        "everything": lambda: ExpectedDemand(np.ones(shape)),
+    }
     tokens, logits = generated(
         model,
         policy_of(model, "predictive", shape[1], experts_on_gpu=experts_on_gpu, **KERNEL),
@@ -159,10 +164,10 @@ def test_right_predictions_are_of_the_tokens_that_come_next(model: Checkpoint) -
         list(engine.generate(prompts, Sampling(6, ignore_eos=True)))
     recorded = first.trace()
     assert recorded is not None
-    replay = replay_of(recorded, true_predictions(recorded).astype(np.float16))
-    told: list[NDArray[np.float64]] = []
+    replay = replay_of(recorded, true_predictions(recorded))
+    told: list[ExpectedDemand] = []
 
-    def forecast(batch: Batch, table: SequenceTable) -> NDArray[np.float64] | None:
+    def forecast(batch: Batch, table: SequenceTable) -> ExpectedDemand:
         told.append(demand := replay(batch, table))
         return demand
 
@@ -174,10 +179,12 @@ def test_right_predictions_are_of_the_tokens_that_come_next(model: Checkpoint) -
     followed = second.trace()
     assert followed is not None and len(told) == 5
     for step, demand in enumerate(told, 1):
-        chosen = np.zeros(demand.shape, np.bool_)
-        for row in followed.experts[followed.step == step]:
-            np.put_along_axis(chosen, row, True, axis=1)
-        assert (chosen == (demand > 0.5)).all()
+        for at, said in ((step, demand.now), (step + 1, demand.following)):
+            assert said is not None
+            chosen = np.zeros(said.shape, np.bool_)
+            for row in followed.experts[followed.step == at]:
+                np.put_along_axis(chosen, row, True, axis=1)
+            assert (chosen == (said > 0.5)).all()
 
 
 def test_recorded_routing_is_followed(model: Checkpoint) -> None:

@@ -11,7 +11,8 @@ from tiny_schedules import LAYER, MODEL
 
 from hrm.errors import PolicyError, ScheduleError, WorkloadError
 from hrm.predict.cache_replay import CacheReplay, replay, true_predictions
-from hrm.predict.expert_cache import CachePolicy, ExpertCache, Fetch, GatePlan, batch_demand
+from hrm.predict.expert_cache import CachePolicy, ExpertCache, Fetch, GatePlan
+from hrm.predict.path_predictions import PathPredictions, batch_demand
 from hrm.predict.routing_replay import trace_cache_stats
 from hrm.predict.routing_trace import RoutingTrace
 from hrm.spec.model import FfnSpec, ModelSpec
@@ -161,7 +162,7 @@ def predictive(trace: RoutingTrace, slots: int, rate: float | None, recall: floa
     rest = (1 - recall) * k / (12 - k)
     said = np.full((*trace.experts.shape[:2], 12), rest)
     np.put_along_axis(said, guess, recall, axis=-1)
-    return replay(trace, 4, slots, "predictive", said, rate)
+    return replay(trace, 4, slots, "predictive", PathPredictions(said), rate)
 
 
 def test_the_truth_fetched_in_time_leaves_nothing_for_the_gate() -> None:
@@ -178,6 +179,35 @@ def test_hit_rates_rise_with_the_link_with_recall_and_with_slots() -> None:
     by_slots = [predictive(trace, slots, 1.0, 0.9).hit_rate for slots in (3, 6, 9)]
     assert by_link == sorted(by_link) and by_recall == sorted(by_recall) and by_slots == sorted(by_slots)
     assert by_link[-1] > lru + 0.15
+
+
+def test_knowing_the_next_pass_keeps_what_it_will_use() -> None:
+    trace = skewed_trace()
+    truth = true_predictions(trace)
+    for rate in (0.0, 0.5, 1.0):
+        alone, both = (replay(trace, 4, 6, "predictive", p, rate) for p in (PathPredictions(truth.now), truth))
+        assert (
+            both.hit_rate > alone.hit_rate + 0.02 and both.fetched + both.prefetched < alone.fetched + alone.prefetched
+        )
+
+
+def test_what_follows_stays_and_what_does_not_goes() -> None:
+    cache = ExpertCache(1, 4, 2, "predictive", 1)
+    for touched, following in ([0, 1], [0.0, 1.0, 1.0, 0.0]), ([2], [0.0, 1.0, 0.0, 0.0]):
+        cache.begin_pass(np.array([[1.0 if expert in touched else 0.0 for expert in range(4)]]), np.array([following]))
+        cache.gate(0, touched)
+        cache.complete(0)
+    cache.begin_pass(None)
+    assert dict(cache.gate(0, [0, 1, 2]).hits).keys() == {1, 2}
+
+
+def test_wrong_predictions_of_the_next_pass_do_little_harm() -> None:
+    """They are set against what came, and after some passes not believed."""
+    trace, rng = skewed_trace(), np.random.default_rng(3)
+    truth = true_predictions(trace)
+    wrong = PathPredictions(truth.now, rng.permutation(1 - true_predictions(trace).now))
+    none, misled = (replay(trace, 4, 6, "predictive", p, 1.0).hit_rate for p in (PathPredictions(truth.now), wrong))
+    assert misled > none - 0.05
 
 
 def test_the_link_copies_no_more_than_it_can() -> None:
@@ -292,6 +322,6 @@ def test_replays_that_cannot_be_are_refused() -> None:
     with pytest.raises(PolicyError, match="fetches per layer"):
         replay(trace, 4, 3, "predictive", fetches_per_layer=-1.0)
     with pytest.raises(WorkloadError, match="predict this trace"):
-        replay(trace, 4, 3, "predictive", true_predictions(trace)[1:])
+        replay(trace, 4, 3, "predictive", true_predictions(trace).rows(slice(1, None)))
     with pytest.raises(WorkloadError, match="16 prompts with decode steps, a batch 17"):
         replay(trace, 17, 3, "lru")

@@ -16,6 +16,7 @@ from torch.nn import functional
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from hrm.errors import CheckpointError, HrmError, WorkloadError
+from hrm.predict.path_predictions import joined
 from hrm.predict.routing_predictions import load_predictions
 from hrm.predict.routing_trace import RoutingTrace, save_routing_trace
 from runtime.checkpoint.checkpoint import Checkpoint
@@ -131,20 +132,25 @@ def test_batches_with_padding_equal_sequences_one_by_one(lengths: list[int], bat
     sequences = [rng.integers(0, VOCAB, n).tolist() for n in lengths]
     together = predict_paths(predictor, sequences, last_only=False, batch_tokens=batch_tokens)
     alone = [predict_paths(predictor, [sequence], last_only=False) for sequence in sequences]
-    np.testing.assert_allclose(together, np.concatenate(alone), atol=1e-5)
+    np.testing.assert_allclose(together.now, joined(alone).now, atol=1e-5)
+    np.testing.assert_allclose(together.following, joined(alone).following, atol=1e-5)
     last = predict_paths(predictor, sequences, last_only=True, batch_tokens=batch_tokens)
-    window = SMALL.window
-    for sequence, found in zip(sequences, last, strict=True):
-        tail = torch.tensor([sequence[-window:]])
-        np.testing.assert_allclose(found, predictor(tail)[0, -1].sigmoid().detach().numpy(), atol=1e-5)
+    assert last.following is not None
+    for sequence, now, following in zip(sequences, last.now, last.following, strict=True):
+        features = predictor.features(torch.tensor([sequence[-SMALL.window :]]))[0, -1]
+        heads = predictor.logits(features), predictor.following_logits(features)
+        for found, logits in zip((now, following), heads, strict=True):
+            np.testing.assert_allclose(found, logits.sigmoid().detach().numpy(), atol=1e-5)
 
 
 def test_traces_are_predicted_row_by_row_whatever_the_order_of_prompts() -> None:
     trace, predictor = toy_trace(5, 3, length=20), random_predictor()
     order = np.argsort(np.tile(np.arange(20), 5), kind="stable")  # prompts alternate
     mixed = predict_trace(predictor, select_rows(trace, order))
-    assert mixed.dtype == np.float16 and mixed.shape == (100, LAYERS, EXPERTS)
-    np.testing.assert_allclose(mixed, predict_trace(predictor, trace)[order], atol=1e-3)
+    in_order = predict_trace(predictor, trace).rows(order)
+    for found, wanted in ((mixed.now, in_order.now), (mixed.following, in_order.following)):
+        assert found is not None and found.dtype == np.float16 and found.shape == (100, LAYERS, EXPERTS)
+        np.testing.assert_allclose(found, wanted, atol=1e-3)
 
 
 @pytest.mark.parametrize("sequence", [[], [-1], [1, VOCAB]])
@@ -158,7 +164,7 @@ def test_sequences_that_cannot_be_predicted_are_refused(sequence: list[int]) -> 
 
 def test_the_predictor_learns_context_and_beats_every_baseline(trained: Training) -> None:
     train, test = toy_trace(200, 1), toy_trace(60, 2)
-    predictor = measure_quality(predict_trace(trained.predictor, test), test, 0.5, (4,))
+    predictor = measure_quality(predict_trace(trained.predictor, test).now, test, 0.5, (4,))
     recalls = {name: measure_quality(b(train, test), test, 0.5, (4,)) for name, b in BASELINES.items()}
     assert recalls["layer frequency"].top_k.recall < recalls["token lookup"].top_k.recall
     for quality in recalls.values():
@@ -171,8 +177,10 @@ def test_the_predictor_learns_context_and_beats_every_baseline(trained: Training
 
 def test_probabilities_are_calibrated(trained: Training) -> None:
     """With pos_weight 1 they sum to about top_k."""
-    found = predict_trace(trained.predictor, toy_trace(60, 2)).astype(np.float64)
-    assert found.sum(axis=-1).mean() == pytest.approx(TOP_K, rel=0.05)
+    found = predict_trace(trained.predictor, toy_trace(60, 2))
+    assert found.following is not None
+    for probabilities in (found.now, found.following):
+        assert probabilities.astype(np.float64).sum(axis=-1).mean() == pytest.approx(TOP_K, rel=0.05)
 
 
 def test_the_same_seed_gives_the_same_weights_and_leaves_the_generator_alone() -> None:
@@ -194,7 +202,7 @@ def test_without_profiles_training_begins_at_the_layers_frequencies() -> None:
     options = TrainingOptions(epochs=1, batch_tokens=10**6, learning_rate=1e-9)
     predictor = train_predictor(trace, TARGET, SMALL.model_copy(update={"token_rank": 0}), options, CPU).predictor
     predictor.heads.weight.data.zero_()
-    found = predict_paths(predictor, [[1, 2]], last_only=True)[0]
+    found = predict_paths(predictor, [[1, 2]], last_only=True).now[0]
     np.testing.assert_allclose(found, np.clip(layer_frequencies(train), 1e-4, None), atol=1e-3)
 
 
@@ -229,8 +237,9 @@ def test_training_stops_early_and_keeps_the_best_epoch() -> None:
     noise = rng.permuted(np.tile(np.arange(EXPERTS), (len(trace.experts), LAYERS, 1)), axis=-1)[..., :TOP_K]
     options = TrainingOptions(epochs=40, patience=2, batch_tokens=128, learning_rate=2e-2, dropout=0.0)
     training = train_predictor(replace(trace, experts=noise), TARGET, SMALL, options, CPU)
-    losses = [epoch.validation_loss for epoch in training.epochs]
-    assert len(losses) == training.best + 3 < 40 and losses[training.best] == min(losses)
+    losses = [epoch.validation_loss for epoch in training.own.epochs]
+    best = training.own.best
+    assert len(losses) == best + 3 < 40 and losses[best] == min(losses)
 
 
 def test_prompts_are_split_whole() -> None:
@@ -319,7 +328,9 @@ def test_a_predictor_survives_its_file(trained: Training, saved: Path) -> None:
     loaded, trace = load_predictor(saved, CPU), toy_trace(4, 9)
     assert loaded.predictor.target == TARGET and loaded.predictor.settings == SMALL
     assert loaded.trained_on.prompts == 200 and loaded.trained_on.without_domain is None
-    np.testing.assert_array_equal(predict_trace(loaded.predictor, trace), predict_trace(trained.predictor, trace))
+    kept, made = (predict_trace(each.predictor, trace) for each in (loaded, trained))
+    np.testing.assert_array_equal(kept.now, made.now)
+    np.testing.assert_array_equal(kept.following, made.following)
     assert {weight.dtype for weight in load_file(saved).values()} == {torch.float16}
 
 
@@ -400,7 +411,7 @@ def evaluate_words(folder: Path, *more: str) -> tuple[str, ...]:
 
 def test_train_and_evaluate(hrm: Invoke, folder: Path) -> None:
     code, out, _ = hrm(*train_words(folder))
-    assert code == 0 and "weights of epoch 1" in out
+    assert code == 0 and "weights of epoch 1 and " in out
     baselines = ("--train-trace", f"{folder}/train.npz")
     code, out, _ = hrm(*evaluate_words(folder, *baselines, "--batches", "4"))
     assert code == 0 and "token lookup" in out and "previous layer is given" in out
@@ -409,7 +420,8 @@ def test_train_and_evaluate(hrm: Invoke, folder: Path) -> None:
     report = json.loads(out)
     assert list(report["methods"]) == ["predictor"] and not report["seen"]
     assert [active["batch_size"] for active in report["methods"]["predictor"]["active"]] == [2, 4]
-    assert load_predictions(predictions, toy_trace(8, 2)).shape == (128, LAYERS, EXPERTS)
+    assert report["following"]["predictor"]["recall"] > 0
+    assert load_predictions(predictions, toy_trace(8, 2)).now.shape == (128, LAYERS, EXPERTS)
     seen = hrm(*evaluate_words(folder, "--trace", f"{folder}/train.npz", "--json"))
     assert json.loads(seen[1])["seen"] and "trained on this trace" in seen[2]
 

@@ -16,6 +16,7 @@ from hrm.cli.routing import parse_batches
 from hrm.errors import HrmError, WorkloadError
 from hrm.plotting.routing_figures import routing_figures
 from hrm.predict.cache_replay import true_predictions
+from hrm.predict.path_predictions import PathPredictions
 from hrm.predict.routing import inclusion_probabilities
 from hrm.predict.routing_demand import choice_frequency, first_prompts, pass_demand
 from hrm.predict.routing_hit_rates import cache_sizes, hit_rates
@@ -196,16 +197,19 @@ def test_without_token_ids_rows_may_be_in_any_order() -> None:
     check_trace(replace(TRACE, step=TRACE.step[::-1], prompt=TRACE.prompt[::-1], tokens=None), None)
 
 
-def predictions() -> np.ndarray:
+def probabilities_of() -> np.ndarray:
     return np.random.default_rng(0).random((len(TRACE.prompt), LAYERS, EXPERTS))
 
 
 def test_predictions_fit_their_trace_alone(tmp_path: Path) -> None:
-    path, probabilities = tmp_path / "predictions.npz", predictions()
-    save_predictions(probabilities, TRACE, path)
-    read = load_predictions(path, replace(TRACE, experts=TRACE.experts.astype(np.int64)))
-    assert read.dtype == np.float16
-    np.testing.assert_array_equal(read, probabilities.astype(np.float16))
+    path, probabilities = tmp_path / "predictions.npz", probabilities_of()
+    for following in (None, 1 - probabilities):
+        save_predictions(PathPredictions(probabilities, following), TRACE, path)
+        read = load_predictions(path, replace(TRACE, experts=TRACE.experts.astype(np.int64)))
+        assert read.now.dtype == np.float16
+        np.testing.assert_array_equal(read.now, probabilities.astype(np.float16))
+        assert (read.following is None) == (following is None)
+    np.testing.assert_array_equal(read.following, (1 - probabilities).astype(np.float16))
     with pytest.raises(WorkloadError, match="for another trace of tiny"):
         load_predictions(path, make_trace(seed=1))
     with pytest.raises(WorkloadError, match="for model 'tiny', the trace is of other"):
@@ -218,15 +222,16 @@ def test_predictions_fit_their_trace_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (predictions()[1:], "must be floats"),
-        (predictions() > 0.5, "must be floats"),
-        (predictions() + 1, r"outside \[0, 1\]"),
-        (np.full_like(predictions(), math.nan), r"outside \[0, 1\]"),
+        (probabilities_of()[1:], "must be floats"),
+        (probabilities_of() > 0.5, "must be floats"),
+        (probabilities_of() + 1, r"outside \[0, 1\]"),
+        (np.full_like(probabilities_of(), math.nan), r"outside \[0, 1\]"),
     ],
 )
 def test_predictions_that_are_refused(tmp_path: Path, wrong: np.ndarray, message: str) -> None:
-    with pytest.raises(WorkloadError, match=message):
-        save_predictions(wrong, TRACE, tmp_path / "predictions.npz")
+    for refused in (PathPredictions(wrong), PathPredictions(probabilities_of(), wrong)):
+        with pytest.raises(WorkloadError, match=message):
+            save_predictions(refused, TRACE, tmp_path / "predictions.npz")
 
 
 # --- figures and the command ---

@@ -27,7 +27,7 @@ from runtime.requests.request import Completion, Sampling
 SMALL = PredictorSettings(hidden_size=16, ffn_size=32, num_heads=2, head_dim=8, window=16, token_rank=0)
 SEEN = TrainedOn(
     trace="0", prompts=1, tokens=1, without_domain=None, options={}, best_epoch=0, validation_loss=1.0,
-    validation_recall=0.5,
+    validation_recall=0.5, following_recall=0.25,
 )  # fmt: skip
 PROMPTS = [[5, 6, 7], [9], [11, 12, 13, 14], [20, 21]]
 

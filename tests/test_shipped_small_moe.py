@@ -91,7 +91,7 @@ def test_the_predictor_is_accepted_for_the_model_and_beats_the_lookup(
     assert loaded.trained_on.model_dump() == published["trained_on"]
     mine, lookup = (
         measure_quality(found, test, 0.5, (4,))
-        for found in (predict_trace(loaded.predictor, test), token_lookup(train, test))
+        for found in (predict_trace(loaded.predictor, test).now, token_lookup(train, test))
     )
     assert mine.top_k.recall > lookup.top_k.recall + 0.05
     assert min(np.subtract(mine.top_k.layer_recall, lookup.top_k.layer_recall)) > 0

@@ -12,7 +12,7 @@ from hrm.cli import options as opt
 from hrm.errors import HrmError
 
 if TYPE_CHECKING:
-    from hrm.predict.routing_predictions import Probabilities
+    from hrm.predict.path_predictions import PathPredictions
     from hrm.predict.routing_stats import RoutingStats
     from hrm.predict.routing_trace import RoutingTrace
 
@@ -73,18 +73,18 @@ def parse_batches(text: str) -> tuple[int, ...]:
 
 def _read(
     path: Path, model: str | None, predictions: Path | None, prompts: int | None
-) -> tuple[RoutingTrace, Probabilities | None]:
+) -> tuple[RoutingTrace, PathPredictions | None]:
     from hrm.predict.routing_demand import first_prompts
     from hrm.predict.routing_predictions import load_predictions
     from hrm.predict.routing_trace import load_routing_trace
     from hrm.spec.model_config import load_model
 
     trace = load_routing_trace(path, None if model is None else load_model(model))
-    predicted: Probabilities | None = None if predictions is None else load_predictions(predictions, trace)
+    predicted: PathPredictions | None = None if predictions is None else load_predictions(predictions, trace)
     if prompts is None:
         return trace, predicted
     kept, rows = first_prompts(trace, prompts)
-    return kept, None if predicted is None else predicted[rows]
+    return kept, None if predicted is None else predicted.rows(rows)
 
 
 def _make_folder(path: Path | None) -> None:

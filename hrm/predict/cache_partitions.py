@@ -35,7 +35,7 @@ class LayerPartitions:
         numbers = (favoured + np.arange(len(favoured))[:, None] * self._table.num_experts).ravel()
         return self._table.put(numbers, np.arange(len(numbers)), ahead=True)
 
-    def begin_pass(self, demand: NDArray[np.float64] | None) -> None:
+    def begin_pass(self, demand: NDArray[np.float64] | None, following: NDArray[np.float64] | None) -> None:
         """A pass begins, with the shared slots empty; predictions are of no use here."""
         self._pass += 1
         self.complete(0)

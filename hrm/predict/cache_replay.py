@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hrm.errors import PolicyError, WorkloadError
-from hrm.predict.decode_passes import DecodePasses, decode_passes
-from hrm.predict.expert_cache import CacheCounts, CachePolicy, ExpertCache, batch_demand
+from hrm.errors import PolicyError
+from hrm.predict.decode_passes import DecodePasses, decode_passes, rows_behind
+from hrm.predict.expert_cache import CacheCounts, CachePolicy, ExpertCache
+from hrm.predict.path_predictions import UNKNOWN, PathPredictions
 from hrm.predict.routing_trace import RoutingTrace
-
-Probabilities = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ def replay(
     batch_size: int,
     slots_per_layer: int,
     policy: CachePolicy,
-    predictions: Probabilities | None = None,
+    predictions: PathPredictions | None = None,
     fetches_per_layer: float | None = None,
 ) -> CacheReplay:
     """Replays decode passes, batched as in `trace_cache_stats`; the first pass fills the cache and is not counted.
@@ -46,7 +45,7 @@ def replay(
     share for experts they do not keep. static is given the counts of the passes that are counted (an oracle).
     predictive has slots_per_layer * layers in all and no more; without predictions it goes by frequency.
 
-    predictions: probabilities [tokens, layers, experts], row by row those of the trace.
+    predictions: row by row of the trace's tokens.
     fetches_per_layer: experts that the link copies from one gate to the next while the pass does not wait for it. A
     prefetch is issued only if it is complete by the next gate; time that no prefetch wants is lost, and corrections
     take none of it, since the pass waits for them. None: no limit.
@@ -64,17 +63,18 @@ def replay(
     cache.preload()
     link, filled = _Link(fetches_per_layer), cache.stats
     for number, rows in enumerate(passes.batches()):
-        cache.begin_pass(None if predictions is None else batch_demand(predictions[rows]))
+        cache.begin_pass(*(UNKNOWN if predictions is None else predictions.of_pass(rows)))
         _run_pass(cache, trace.experts[rows], link)
         filled = cache.stats if number == 0 else filled
     return _summary(cache.stats.since(filled), passes.num_passes - 1)
 
 
-def true_predictions(trace: RoutingTrace) -> NDArray[np.float16]:
-    """An oracle's predictions [tokens, layers, experts]: 1 for the experts that a token will choose."""
+def true_predictions(trace: RoutingTrace) -> PathPredictions:
+    """An oracle's: 1 for the experts that a token will choose, and for those that the next one of its prompt will."""
     truth = np.zeros((*trace.experts.shape[:2], trace.num_experts), dtype=np.float16)
     np.put_along_axis(truth, trace.experts.astype(np.intp), np.float16(1), axis=-1)
-    return truth
+    behind = rows_behind(trace)
+    return PathPredictions(truth, np.where((behind >= 0)[:, None, None], truth[behind], np.float16(0)))
 
 
 class _Link:
@@ -131,15 +131,12 @@ def _summary(counted: CacheCounts, passes: int) -> CacheReplay:
 
 
 def _check(
-    trace: RoutingTrace, slots_per_layer: int, predictions: Probabilities | None, fetches_per_layer: float | None
+    trace: RoutingTrace, slots_per_layer: int, predictions: PathPredictions | None, fetches_per_layer: float | None
 ) -> None:
     if not 0 <= slots_per_layer <= trace.num_experts:
         raise PolicyError(f"expert cache: {slots_per_layer} slots per layer must lie between 0 and {trace.num_experts}")
     if fetches_per_layer is not None and not 0 <= fetches_per_layer < float("inf"):
         raise PolicyError(f"expert cache: {fetches_per_layer:g} fetches per layer; give 0 or more, None: no limit")
     wanted = (*trace.experts.shape[:2], trace.num_experts)
-    if predictions is not None and predictions.shape != wanted:
-        raise WorkloadError(
-            f"expert cache: predictions {predictions.shape} for a trace of {wanted} tokens, layers, experts; predict "
-            "this trace"
-        )
+    if predictions is not None:
+        predictions.check(wanted, "expert cache")

@@ -25,14 +25,15 @@ class SharedSlots:
     mispredicted residents for missed experts at the gate. It decides by the predicted paths, as sets. Here an expert
     has a value, and only one of higher value displaces a resident, whatever their layers:
 
-        value = p + (1 - p) max(0, f - loss * layers of a pass) - loss * layers until then
+        value = p + (1 - p) max(0, q - loss * layers of a pass) - loss * layers until then
 
-    p: probability of use (`DemandEstimate`); f: running frequency of use. From its layer's gate on, an expert's next
-    use is in the next pass, with p = f. `loss` is what a slot yields in a layer's time: hits per pass / (slots *
-    layers), as this cache has had them lately. So an expert stays where it earns more than its slot does on average
-    (economic value added, Beckmann and Sanchez, HPCA 2017, with layers of a pass in place of ages). Replayed against
-    discounts p * g^layers, p - g * layers with fixed g, and expected time of use, it is best or within 1 point for
-    synthetic predictions of recall 0.75 and links of 0.5 and 2 experts per layer.
+    p: probability of use in this pass; q: in the next one (`DemandEstimate`). From its layer's gate on, an expert's
+    next use is in the next pass, with p = q. The paper predicts the pass at hand alone; what is kept for the one after
+    it is worth as many hits as what is fetched ahead. `loss` is what a slot yields in a layer's time: hits per pass /
+    (slots * layers), as this cache has had them lately. So an expert stays where it earns more than its slot does on
+    average (economic value added, Beckmann and Sanchez, HPCA 2017, with layers of a pass in place of ages). Replayed
+    against discounts p * g^layers, p - g * layers with fixed g, and expected time of use, it is best or within 1 point
+    for synthetic predictions of recall 0.75 and links of 0.5 and 2 experts per layer.
 
     What is fetched ahead: nearest layer first, the most probable first. A right prefetch saves the wait for one copy, a
     wrong one is in the way of a correction, which finds it half copied on average: p >= (1 - p) / 2, MIN_PROBABILITY.
@@ -62,16 +63,16 @@ class SharedSlots:
         """Nothing: the first prefetch does it."""
         return ()
 
-    def begin_pass(self, demand: Floats | None) -> None:
-        """Values and order of need of a pass [layers, experts]; without prediction by running frequency."""
+    def begin_pass(self, demand: Floats | None, following: Floats | None) -> None:
+        """Values and order of need of a pass [layers, experts]; without predictions by running frequency."""
         table = self._table
         if self._demand.passes:
             self._hits_per_pass += self._demand.rate * (table.total_hits - self._hits_before - self._hits_per_pass)
         self._hits_before = table.total_hits
         self._loss = self._hits_per_pass / (table.num_slots * table.num_layers)
         self._gated, self._wanted_again = None, []
-        self._chance[:] = expected = self._demand.begin_pass(demand)
-        again = np.maximum(0.0, self._demand.frequency - self._loss * table.num_layers)
+        self._chance[:] = expected = self._demand.begin_pass(demand, following)
+        again = np.maximum(0.0, self._demand.again - self._loss * table.num_layers)
         self._rows[:] = expected + (1 - expected) * again - self._loss * np.arange(table.num_layers)[:, None]
         self._wanted = in_order_of_need(expected, UNHURRIED)
         layers = np.arange(table.num_layers + 1)
@@ -94,7 +95,7 @@ class SharedSlots:
     def _wanted_in_next_pass(self, layers: int) -> Numbers:
         """In the first layers, which have had their gate."""
         for layer in range(len(self._wanted_again), layers):
-            likely = in_order_of_need(self._demand.frequency[layer : layer + 1], UNHURRIED)
+            likely = in_order_of_need(self._demand.again[layer : layer + 1], UNHURRIED)
             self._wanted_again.append(likely + layer * self._table.num_experts)
         return np.concatenate((self._wanted[:0], *self._wanted_again))
 
@@ -105,8 +106,8 @@ class SharedSlots:
         return wanted if least <= UNHURRIED else wanted[self._chance.ravel()[wanted] >= least]
 
     def worth(self, layer: int) -> Floats:
-        """How often each of a layer's experts is used [experts]: from its gate on, the next use is in the next pass."""
-        found: Floats = self._demand.frequency[layer]
+        """How likely each of a layer's experts is to be used next [experts]: from its gate on, in the next pass."""
+        found: Floats = self._demand.again[layer]
         return found
 
     def gate(
@@ -118,8 +119,8 @@ class SharedSlots:
         """
         table, row = self._table, self._rows[layer]
         touched = np.array((*hits, *misses, *on_cpu), dtype=np.int64)
-        self._chance[layer] = frequency = self._demand.note(layer, touched)
-        row[:] = frequency - self._loss * (table.num_layers + layer)
+        self._chance[layer] = again = self._demand.note(layer, touched)
+        row[:] = again - self._loss * (table.num_layers + layer)
         self._gated = touched, row[touched]
         missed = np.array(misses, dtype=np.int64)
         missed = missed[np.argsort(row[missed], kind="stable")]

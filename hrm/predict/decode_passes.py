@@ -33,6 +33,15 @@ class DecodePasses:
         return touched
 
 
+def rows_behind(trace: RoutingTrace) -> NDArray[np.intp]:
+    """Of every row, the row of its prompt's next token; -1 for the last of a prompt."""
+    order = np.argsort(trace.prompt, kind="stable")
+    same = trace.prompt[order][1:] == trace.prompt[order][:-1]
+    behind = np.full(len(order), -1, dtype=np.intp)
+    behind[order[:-1][same]] = order[1:][same]
+    return behind
+
+
 def decode_passes(trace: RoutingTrace, batch_size: int) -> DecodePasses:
     """As `batched_passes`, and at least two of them: the first fills a cache.
 

@@ -13,7 +13,7 @@ from hrm.predict.cache_plan import CacheCounts, CachePolicy, Fetch, GatePlan, Ke
 from hrm.predict.cache_shared import SharedSlots
 from hrm.predict.cache_slots import SlotTable
 
-__all__ = ["CacheCounts", "CachePolicy", "ExpertCache", "Fetch", "GatePlan", "Key", "batch_demand"]
+__all__ = ["CacheCounts", "CachePolicy", "ExpertCache", "Fetch", "GatePlan", "Key"]
 
 Floats = NDArray[np.floating[Any]]
 
@@ -65,13 +65,15 @@ class ExpertCache:
         """What to copy before the first pass: the experts that given counts favour, otherwise nothing."""
         return self._policy.preload()
 
-    def begin_pass(self, demand: Floats | None) -> None:
-        """Starts a pass. `demand`: [layers, experts], probability that some token of the pass chooses the expert.
+    def begin_pass(self, demand: Floats | None, following: Floats | None = None) -> None:
+        """Starts a pass. `demand`: [layers, experts], probability that some token of the pass chooses the expert;
+        `following`: that some token of the pass after it does. None: nothing is known.
 
         Raises:
             WorkloadError: a demand of another shape, or with numbers outside [0, 1].
         """
-        self._policy.begin_pass(None if demand is None else _checked(demand, self._shape))
+        now, later = (None if d is None else _checked(d, self._shape) for d in (demand, following))
+        self._policy.begin_pass(now, later)
         self._gated = self._completed = 0
 
     def prefetch(self, layer: int, limit: int | None = None, room: int | None = None) -> tuple[Fetch, ...]:
@@ -138,12 +140,6 @@ class ExpertCache:
             raise ScheduleError(f"expert cache: layer {layer} complete without its gate; {self._completed} layers are")
         self._policy.complete(layer)
         self._completed = layer + 1
-
-
-def batch_demand(probabilities: Floats) -> NDArray[np.float64]:
-    """Probability [L, E] that one of a batch of tokens [T, L, E] chooses an expert, tokens independent."""
-    nobody: NDArray[np.float64] = np.prod(1.0 - probabilities.astype(np.float64), axis=0)
-    return 1.0 - nobody
 
 
 def _check_sizes(num_layers: int, num_experts: int, num_slots: int, top_k: int) -> None:

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrm.predict.decode_passes import DecodePasses, decode_passes
-from hrm.predict.expert_cache import CacheCounts, CachePolicy, ExpertCache, batch_demand
-from hrm.predict.routing_predictions import Probabilities
+from hrm.predict.expert_cache import CacheCounts, CachePolicy, ExpertCache
+from hrm.predict.path_predictions import UNKNOWN, PathPredictions
 from hrm.predict.routing_trace import RoutingTrace
 from hrm.schedule.build import CacheStats
 from hrm.spec.model import ModelSpec
@@ -18,7 +18,7 @@ def predicted_cache_stats(
     model: ModelSpec,
     batch_size: int,
     num_slots: int,
-    predictions: Probabilities,
+    predictions: PathPredictions,
     room: int | None = None,
     copied: float = 1.0,
 ) -> CacheStats:
@@ -61,12 +61,12 @@ def _replayed(
     passes: DecodePasses,
     model: ModelSpec,
     copied: float,
-    predictions: Probabilities | None = None,
+    predictions: PathPredictions | None = None,
     room: int | None = None,
 ) -> CacheStats:
     filled = cache.stats
     for number, rows in enumerate(passes.batches()):
-        cache.begin_pass(None if predictions is None else batch_demand(predictions[rows]))
+        cache.begin_pass(*(UNKNOWN if predictions is None else predictions.of_pass(rows)))
         _run_pass(cache, trace.experts[rows], room, copied if number else 1.0)
         filled = cache.stats if number == 0 else filled
     return stats_of_counts(cache.stats.since(filled), passes.num_passes - 1, trace.num_experts, model)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import get_args
 
 from hrm.predict.cache_replay import replay
+from hrm.predict.path_predictions import PathPredictions
 from hrm.predict.routing_demand import PassDemand, pass_demand
-from hrm.predict.routing_predictions import Probabilities
 from hrm.predict.routing_replay import Replacement, belady_hits, ranked_hits
 from hrm.predict.routing_trace import RoutingTrace
 
@@ -40,11 +40,11 @@ class HitRates:
 def hit_rates(
     trace: RoutingTrace,
     batch_sizes: tuple[int, ...],
-    predictions: Probabilities | None,
+    predictions: PathPredictions | None,
     update: Update,
     fetches_per_layer: float | None = None,
 ) -> tuple[HitRates, ...]:
-    """Every batch size and policy; predictive where there are predictions, [tokens, layers, E].
+    """Every batch size and policy; predictive where there are predictions.
 
     Raises:
         WorkloadError: as `decode_passes`. PolicyError: as `replay`.

@@ -2,49 +2,50 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hrm.errors import WorkloadError
-from hrm.predict.npz_file import describe, read_arrays, write_arrays
+from hrm.predict.npz_file import read_arrays, write_arrays
+from hrm.predict.path_predictions import PathPredictions
 from hrm.predict.routing_trace import RoutingTrace
 
-Probabilities = NDArray[np.floating[Any]]
 ARRAYS = ("probabilities", "model", "trace")
+FOLLOWING = "following"  # may be there, too
 
 
-def save_predictions(probabilities: Probabilities, trace: RoutingTrace, path: Path) -> None:
-    """Writes the probability of every expert to be chosen, [tokens, layers, E], row by row those of the trace.
+def save_predictions(predictions: PathPredictions, trace: RoutingTrace, path: Path) -> None:
+    """Writes the probabilities of every expert to be chosen, row by row of the trace's tokens.
 
     Stored as float16. A row may use its prompt up to its own token, and nothing behind it; no check can see that.
 
     Raises:
         WorkloadError: another shape, a probability outside [0, 1], or a file that cannot be written.
     """
-    _check(probabilities, trace, str(path))
-    arrays = {"probabilities": probabilities.astype(np.float16), "model": np.array(trace.model)}
+    predictions.check(_shape(trace), str(path))
+    arrays = {"probabilities": predictions.now.astype(np.float16), "model": np.array(trace.model)}
+    if predictions.following is not None:
+        arrays[FOLLOWING] = predictions.following.astype(np.float16)
     write_arrays(path, arrays | {"trace": np.array(trace_checksum(trace))})
 
 
-def load_predictions(path: Path, trace: RoutingTrace) -> NDArray[np.float16]:
-    """The probabilities, float16 [tokens, layers, E].
+def load_predictions(path: Path, trace: RoutingTrace) -> PathPredictions:
+    """The predictions, float16 [tokens, layers, E].
 
     Raises:
         WorkloadError: unreadable, of another trace or model, another shape, or a probability outside [0, 1].
     """
     arrays = read_arrays(path, "write the predictions again")
-    if set(arrays) != set(ARRAYS):
+    if set(arrays) - {FOLLOWING} != set(ARRAYS):
         raise WorkloadError(f"{path}: holds {', '.join(arrays) or 'nothing'}; predictions hold {', '.join(ARRAYS)}")
     if str(arrays["model"]) != trace.model:
         found = str(arrays["model"])[:80]
         raise WorkloadError(f"{path}: predictions for model {found!r}, the trace is of {trace.model}; predict it anew")
     if str(arrays["trace"]) != trace_checksum(trace):
         raise WorkloadError(f"{path}: predictions for another trace of {trace.model}; predict this one anew")
-    found_probabilities: NDArray[np.float16] = arrays["probabilities"]
-    _check(found_probabilities, trace, str(path))
-    return found_probabilities
+    predictions = PathPredictions(arrays["probabilities"], arrays.get(FOLLOWING))
+    predictions.check(_shape(trace), str(path))
+    return predictions
 
 
 def trace_checksum(trace: RoutingTrace) -> str:
@@ -53,9 +54,5 @@ def trace_checksum(trace: RoutingTrace) -> str:
     return hashlib.sha256(repr(experts.shape).encode() + experts.tobytes()).hexdigest()
 
 
-def _check(probabilities: NDArray[Any], trace: RoutingTrace, where: str) -> None:
-    wanted = (*trace.experts.shape[:2], trace.num_experts)
-    if probabilities.shape != wanted or probabilities.dtype.kind != "f":
-        raise WorkloadError(f"{where}: probabilities must be floats {wanted}, not {describe(probabilities)}")
-    if not ((probabilities >= 0) & (probabilities <= 1)).all():  # false for nan, too
-        raise WorkloadError(f"{where}: a probability lies outside [0, 1]; write the predictions again")
+def _shape(trace: RoutingTrace) -> tuple[int, ...]:
+    return (*trace.experts.shape[:2], trace.num_experts)

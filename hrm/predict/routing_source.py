@@ -4,10 +4,10 @@ from dataclasses import dataclass, replace
 
 from hrm.errors import WorkloadError
 from hrm.predict.cache_plan import lookahead
+from hrm.predict.path_predictions import PathPredictions
 from hrm.predict.predicted_cache_stats import predicted_cache_stats, shared_cache_stats
 from hrm.predict.routing import uniform_cache_stats, zipf_cache_stats
 from hrm.predict.routing_lru import lru_hit_rate
-from hrm.predict.routing_predictions import Probabilities
 from hrm.predict.routing_replay import Replacement, trace_cache_stats
 from hrm.predict.routing_trace import RoutingTrace
 from hrm.roofline.sizes import Sizes
@@ -24,7 +24,7 @@ class Routing:
 
     exponent: float = 0.0
     trace: RoutingTrace | None = None
-    predictions: Probabilities | None = None
+    predictions: PathPredictions | None = None
 
     @property
     def modes(self) -> tuple[ExpertCacheMode, ...]:

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrm.errors import WorkloadError
+from hrm.predict.path_predictions import PathPredictions
 from hrm.predict.routing_demand import choice_frequency, pass_demand
 from hrm.predict.routing_hit_rates import HitRates, hit_rates
-from hrm.predict.routing_predictions import Probabilities
 from hrm.predict.routing_reuse import DistinctExperts, ReuseDistance, distinct_experts, reuse_distance
 from hrm.predict.routing_skew import LayerSkew, layer_skew
 from hrm.predict.routing_trace import RoutingTrace
@@ -41,7 +41,7 @@ class RoutingStats:
 def routing_stats(
     trace: RoutingTrace,
     batch_sizes: tuple[int, ...] | None = None,
-    predictions: Probabilities | None = None,
+    predictions: PathPredictions | None = None,
     update: Callable[[int, int], None] = lambda done, total: None,
     fetches_per_layer: float | None = None,
 ) -> RoutingStats:

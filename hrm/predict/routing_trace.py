@@ -41,13 +41,16 @@ class RoutingTrace:
 
 
 def save_routing_trace(trace: RoutingTrace, path: Path) -> None:
-    """Writes a trace that `load_routing_trace` reads back unchanged.
+    """Writes a trace that `load_routing_trace` reads back, its experts as the smallest integers that hold them.
 
     Raises:
         WorkloadError: the file cannot be written.
     """
     arrays = {name: np.asarray(getattr(trace, name)) for name in REQUIRED}
     arrays |= {name: getattr(trace, name) for name in OPTIONAL if getattr(trace, name) is not None}
+    largest = int(trace.experts.max(initial=0))
+    if trace.experts.min(initial=0) >= 0:
+        arrays["experts"] = trace.experts.astype(np.min_scalar_type(largest))
     write_arrays(path, arrays)
 
 

@@ -96,5 +96,5 @@ def evaluate(
     sizes, loaded = parse_batches(batches), load_predictor(predictor, choose_device(device))
     test = select_prompts(load_trace(trace, None), trace, labels, domain, inside=True)
     known = load_training_trace(loaded, train_trace, train_labels)
-    probabilities = predict(loaded.predictor, test, trace, predictions)
-    print_evaluation(evaluate_predictor(loaded, probabilities, test, known, threshold, sizes), json)
+    found = predict(loaded.predictor, test, trace, predictions)
+    print_evaluation(evaluate_predictor(loaded, found, test, known, threshold, sizes), json)

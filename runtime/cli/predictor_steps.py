@@ -4,14 +4,13 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from hrm.cli.output import print_json, print_table, print_text
 from hrm.cli.progress import progress_bar
 from hrm.errors import HrmError
+from hrm.predict.path_predictions import PathPredictions
 from hrm.predict.routing_predictions import save_predictions, trace_checksum
 from hrm.predict.routing_trace import RoutingTrace, load_routing_trace
 from hrm.spec.model import ModelSpec
@@ -94,28 +93,34 @@ def fit(
     return training
 
 
-def predict(predictor: RoutingPredictor, trace: RoutingTrace, path: Path, output: Path | None) -> NDArray[np.float16]:
-    """Probabilities [T, L, E], written where there is an output. Raises WorkloadError."""
+def predict(predictor: RoutingPredictor, trace: RoutingTrace, path: Path, output: Path | None) -> PathPredictions:
+    """Of all tokens, written where there is an output. Raises WorkloadError."""
     check_target(trace, predictor.target, str(path))
-    probabilities = predict_trace(predictor, trace)
+    predictions = predict_trace(predictor, trace)
     if output is not None:
-        save_predictions(probabilities, trace, output)
+        save_predictions(predictions, trace, output)
         print(f"Wrote {output}", file=sys.stderr)
-    return probabilities
+    return predictions
 
 
 def print_training(training: Training, output: Path, json: bool) -> None:
-    """Epochs, and which of them counts."""
+    """Epochs of both stages, and which of them count."""
+    stages = {"experts of each token": training.own, "experts of the next token": training.following}
     if json:
-        print_json({"epochs": [asdict(epoch) for epoch in training.epochs], "best_epoch": training.best + 1})
+        report = {
+            name: {"epochs": [asdict(e) for e in s.epochs], "best_epoch": s.best + 1} for name, s in stages.items()
+        }
+        print_json(report)
         return
-    rows = [
-        (f"{i + 1}", f"{e.train_loss:.4f}", f"{e.validation_loss:.4f}", f"{e.validation_recall:.1%}")
-        for i, e in enumerate(training.epochs)
-    ]
     columns = ("epoch", "training loss", "validation loss", "recall, top-k")
-    print_table("Binary cross-entropy per token, layer and expert", columns, rows)
-    print_text(f"Wrote {output}: weights of epoch {training.best + 1}, the lowest validation loss.")
+    for name, stage in stages.items():
+        rows = [
+            (f"{i + 1}", f"{e.train_loss:.4f}", f"{e.validation_loss:.4f}", f"{e.validation_recall:.1%}")
+            for i, e in enumerate(stage.epochs)
+        ]
+        print_table(f"Binary cross-entropy, {name}", columns, rows)
+    best = " and ".join(f"{stage.best + 1}" for stage in stages.values())
+    print_text(f"Wrote {output}: weights of epoch {best}, the lowest validation loss.")
 
 
 def print_evaluation(evaluation: Evaluation, json: bool) -> None:

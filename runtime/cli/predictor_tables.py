@@ -6,15 +6,23 @@ from runtime.experts.predictor_report import Evaluation
 
 def token_columns(evaluation: Evaluation) -> tuple[str, ...]:
     """Of `token_rows`."""
-    return ("method", "top-k", *(f"{part} > {evaluation.threshold:g}" for part in ("recall", "precision")))
+    return (
+        "method",
+        "top-k",
+        *(f"{part} > {evaluation.threshold:g}" for part in ("recall", "precision")),
+        "next token",
+    )
 
 
 def token_rows(evaluation: Evaluation) -> list[tuple[str, ...]]:
-    """A row per method; with top-k predicted, recall and precision are one number."""
+    """A row per method; with top-k predicted, recall and precision are one number. Last, of the token behind each."""
     return [
-        (name, _percent(q.top_k.recall), _percent(q.threshold.recall), _percent(q.threshold.precision))
+        (
+            name, _percent(q.top_k.recall), _percent(q.threshold.recall), _percent(q.threshold.precision),
+            _percent(evaluation.following[name].recall) if name in evaluation.following else "",
+        )
         for name, q in evaluation.methods.items()
-    ]
+    ]  # fmt: skip
 
 
 ACTIVE_COLUMNS = ("batch", "method", "touched", "predicted", "recall", "precision", "Jaccard")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hrm.predict.cache_plan import lookahead
 from hrm.predict.expert_cache import ExpertCache, Fetch, GatePlan
+from hrm.predict.path_predictions import ExpectedDemand
 from hrm.spec.policy import Policy
 from runtime.device import CpuDevice, CudaDevice
 from runtime.experts.slot_marks import SlotMarks
@@ -57,12 +58,12 @@ class ExpertSlots:
         """The model's layers that have experts, in order."""
         return self.storage.moe_layers
 
-    def begin_pass(self, demand: NDArray[np.float64] | None) -> None:
-        """demand: [MoE layers, E], probability that the pass chooses an expert; None: nothing is known."""
+    def begin_pass(self, demand: ExpectedDemand) -> None:
+        """demand: [MoE layers, E]."""
         with self.lock:
             if self._broken:
                 self.cache = self.new_cache()
-            self.cache.begin_pass(demand)
+            self.cache.begin_pass(*demand)
             self._complete, self._broken = 0, True
 
     def end_pass(self) -> None:

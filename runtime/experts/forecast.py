@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from hrm.predict.expert_cache import batch_demand
+from hrm.predict.path_predictions import ExpectedDemand, PathPredictions, joined
 from runtime.batch import Batch
 from runtime.experts.predictor import RoutingPredictor
 from runtime.experts.predictor_inference import predict_paths
@@ -19,21 +19,21 @@ class PathForecast:
     """Predicts the routing paths of sequences' latest tokens; each is predicted once, whoever asks first."""
 
     predictor: RoutingPredictor
-    _known: dict[int, tuple[Request, int, NDArray[np.float32]]] = field(default_factory=dict)  # by slot; tokens made
+    _known: dict[int, tuple[Request, int, PathPredictions]] = field(default_factory=dict)  # by slot; tokens made
 
-    def __call__(self, batch: Batch, table: SequenceTable) -> NDArray[np.float64]:
-        """Probability [L, E] that some token of a decode pass chooses an expert."""
+    def __call__(self, batch: Batch, table: SequenceTable) -> ExpectedDemand:
+        """What the tokens of a decode pass will choose, and those of the pass after it."""
         slots = np.concatenate([rows.slots for rows in batch.rows])
-        return batch_demand(self.probabilities(table, slots))
+        return self.predictions(table, slots).of_pass(slice(None))
 
-    def probabilities(self, table: SequenceTable, slots: Slots) -> NDArray[np.float32]:
+    def predictions(self, table: SequenceTable, slots: Slots) -> PathPredictions:
         """Of each slot's latest token, [B, L, E]."""
         missing = [slot for slot in slots.tolist() if not self._knows(table, slot)]
         if missing:
             found = predict_paths(self.predictor, [_tokens(table, slot) for slot in missing], last_only=True)
-            for slot, rows in zip(missing, found, strict=True):
-                self._known[slot] = (_request(table, slot), int(table.made[slot]), rows)
-        return np.stack([self._known[slot][2] for slot in slots.tolist()])
+            for i, slot in enumerate(missing):
+                self._known[slot] = (_request(table, slot), int(table.made[slot]), found.rows(slice(i, i + 1)))
+        return joined([self._known[slot][2] for slot in slots.tolist()])
 
     def _knows(self, table: SequenceTable, slot: int) -> bool:
         """Whether the latest prediction of a slot is of its latest token."""
@@ -42,7 +42,7 @@ class PathForecast:
 
     def paths(self, table: SequenceTable, slots: Slots) -> NDArray[np.bool_]:
         """The k most probable experts of each layer, [B, L, E]."""
-        return top_k_mask(self.probabilities(table, slots), self.predictor.target.top_k)
+        return top_k_mask(self.predictions(table, slots).now, self.predictor.target.top_k)
 
 
 def _request(table: SequenceTable, slot: int) -> Request:

@@ -5,7 +5,8 @@ layer. What differs: attention is causal in encoder, decoder and cross attention
 ways. Row t then depends on tokens up to t only: rows of a prompt in training are what decoding will see, one pass
 serves prompts and decoding alike, and later tokens never change an earlier prediction. The decoder reads the same
 tokens as the encoder, and cross attention has a relative position bias too, since both sides count the same
-positions.
+positions. And there are heads for the experts of the token behind row t, which nobody knows yet: what a cache should
+keep for the next pass.
 """
 
 import torch
@@ -14,6 +15,8 @@ from torch.nn import functional
 
 from runtime.experts.predictor_settings import PredictorSettings, PredictorTarget
 from runtime.experts.t5_layers import RelativeBias, T5Layer
+
+DROPOUT = 0.2  # of the heads of the token behind: 0 fits the training prompts
 
 
 class _Stack(nn.Module):
@@ -35,6 +38,22 @@ class _Stack(nn.Module):
             x = layer(x, source, self_bias, cross_bias)
         normed: Tensor = self.norm(x)
         return normed
+
+
+class FollowingHeads(nn.Module):
+    """Of the token behind: one hidden layer, since what comes next has to be guessed first. Weights begin at 0 and take
+    no random number, so that a predictor is the same with and without them until they are trained.
+    """
+
+    def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
+        super().__init__()
+        self.up, self.bias = nn.Parameter(torch.zeros(hidden, inputs)), nn.Parameter(torch.zeros(hidden))
+        self.down, self.prior = nn.Parameter(torch.zeros(outputs, hidden)), nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[..., H + P] -> [..., L E]."""
+        hidden = functional.dropout(functional.linear(features, self.up, self.bias).relu(), DROPOUT, self.training)
+        return functional.linear(hidden, self.down, self.prior)
 
 
 class RoutingPredictor(nn.Module):
@@ -60,6 +79,7 @@ class RoutingPredictor(nn.Module):
         self.register_buffer("profiles", torch.zeros(target.vocab_size, profile))
         self.profile_projection = nn.Parameter(torch.eye(profile, settings.hidden_size))
         self.profile_heads = nn.Parameter(torch.zeros(profile, outputs))
+        self.following = FollowingHeads(settings.hidden_size + profile, settings.following_size, outputs)
 
     @property
     def device(self) -> torch.device:
@@ -80,10 +100,17 @@ class RoutingPredictor(nn.Module):
 
     def logits(self, features: Tensor) -> Tensor:
         """features [..., H + P] -> [..., L, E]."""
-        hidden_size, shape = self.settings.hidden_size, (self.target.num_moe_layers, self.target.num_experts)
+        hidden_size = self.settings.hidden_size
         decoded, profiles = features[..., :hidden_size], features[..., hidden_size:]
-        logits: Tensor = self.heads(decoded) + profiles @ self.profile_heads
-        return logits.view(*features.shape[:-1], *shape)
+        return self._by_layer(self.heads(decoded) + profiles @ self.profile_heads)
+
+    def following_logits(self, features: Tensor) -> Tensor:
+        """Of the token behind each: features [..., H + P] -> [..., L, E]."""
+        return self._by_layer(self.following(features))
+
+    def _by_layer(self, outputs: Tensor) -> Tensor:
+        """[..., L E] -> [..., L, E]."""
+        return outputs.view(*outputs.shape[:-1], self.target.num_moe_layers, self.target.num_experts)
 
 
 def predictor_bytes(predictor: RoutingPredictor) -> int:

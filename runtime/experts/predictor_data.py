@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrm.errors import WorkloadError
+from hrm.predict.decode_passes import rows_behind
 from hrm.predict.routing_trace import RoutingTrace
 from hrm.spec.text_file import read_text, unique_keys
 
@@ -63,6 +64,15 @@ def split_prompts(trace: RoutingTrace, share: float, seed: int) -> tuple[Routing
     held_out = np.random.default_rng(seed).permutation(prompts)[:count]
     inside = np.isin(trace.prompt, held_out)
     return select_rows(trace, ~inside), select_rows(trace, inside)
+
+
+def followed_rows(trace: RoutingTrace) -> tuple[RoutingTrace, NDArray[np.intp]]:
+    """The rows that have one of their prompt behind them, with its experts in the place of their own; and which rows
+    those are.
+    """
+    behind = rows_behind(trace)
+    rows = np.flatnonzero(behind >= 0)
+    return replace(select_rows(trace, rows), experts=trace.experts[behind[rows]]), rows
 
 
 def load_labels(path: Path) -> dict[int, str]:

@@ -21,7 +21,7 @@ from runtime.experts.predictor import RoutingPredictor
 from runtime.experts.predictor_settings import PredictorSettings, PredictorTarget, TrainingOptions
 from runtime.experts.predictor_training import Training
 
-FORMAT = "hrm routing predictor 1"
+FORMAT = "hrm routing predictor 2"
 _KEY = "predictor"
 
 
@@ -38,6 +38,7 @@ class TrainedOn(BaseModel):
     best_epoch: int
     validation_loss: float
     validation_recall: float
+    following_recall: float
 
 
 class _Metadata(BaseModel):
@@ -62,11 +63,12 @@ def trained_on(
     training: Training, trace: RoutingTrace, options: TrainingOptions, without_domain: str | None
 ) -> TrainedOn:
     """The record of a training on this trace."""
-    epoch = training.epochs[training.best]
+    epoch, following = training.own.best_epoch, training.following.best_epoch
     return TrainedOn(
         trace=trace_checksum(trace), prompts=len(np.unique(trace.prompt)), tokens=len(trace.prompt),
         without_domain=without_domain, options={name: float(value) for name, value in asdict(options).items()},
-        best_epoch=training.best, validation_loss=epoch.validation_loss, validation_recall=epoch.validation_recall,
+        best_epoch=training.own.best, validation_loss=epoch.validation_loss, validation_recall=epoch.validation_recall,
+        following_recall=following.validation_recall,
     )  # fmt: skip
 
 

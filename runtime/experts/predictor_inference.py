@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from hrm.errors import HrmError
+from hrm.predict.path_predictions import PathPredictions
 from hrm.predict.routing_trace import RoutingTrace
 from runtime.experts.predictor import RoutingPredictor
 from runtime.experts.predictor_data import Span, batches_by_length, prompt_rows, window_spans
@@ -21,9 +22,9 @@ Piece = tuple[NDArray[np.integer[Any]], Span]  # token ids of a sequence, and pa
 
 def predict_paths(
     predictor: RoutingPredictor, sequences: Sequence[Ids], last_only: bool, batch_tokens: int = BATCH_TOKENS
-) -> NDArray[np.float32]:
-    """Probability that a token chooses an expert: [B, L, E] of every sequence's last token; or with last_only=False of
-    all tokens, one sequence after the other, [T, L, E].
+) -> PathPredictions:
+    """Of every sequence's last token, [B, L, E]; or with last_only=False of all tokens, one sequence after the other,
+    [T, L, E]. In fp32.
 
     A last token sees the window's tokens up to itself; all tokens of a sequence longer than the window, `window_spans`.
 
@@ -33,32 +34,35 @@ def predict_paths(
     pieces = _pieces(predictor, sequences, last_only)
     target = predictor.target
     counts = [span.end - span.first for _, span in pieces]
-    out = np.empty((sum(counts), target.num_moe_layers, target.num_experts), np.float32)
+    now, following = np.empty((2, sum(counts), target.num_moe_layers, target.num_experts), np.float32)
     begins = np.cumsum([0, *counts])
     was_training = predictor.training
     predictor.eval()
     try:
         for batch in batches_by_length([s.end - s.begin for _, s in pieces], batch_tokens, range(len(pieces))):
             found = _predict_batch(predictor, [pieces[i] for i in batch])
-            for i, rows in zip(batch, np.split(found, np.cumsum([counts[i] for i in batch])[:-1]), strict=True):
-                out[begins[i] : begins[i + 1]] = rows
+            ends = np.cumsum([counts[i] for i in batch])[:-1]
+            for out, values in zip((now, following), found, strict=True):
+                for i, rows in zip(batch, np.split(values, ends), strict=True):
+                    out[begins[i] : begins[i + 1]] = rows
     finally:
         predictor.train(was_training)
-    return out
+    return PathPredictions(now, following)
 
 
-def predict_trace(predictor: RoutingPredictor, trace: RoutingTrace) -> NDArray[np.float16]:
-    """Probabilities [T, L, E], row by row those of the trace; row t uses tokens of its prompt up to t only.
+def predict_trace(predictor: RoutingPredictor, trace: RoutingTrace) -> PathPredictions:
+    """Row by row of the trace, in fp16; row t uses tokens of its prompt up to t only.
 
     Raises:
         WorkloadError: a trace of another model, without token ids, or with rows out of order.
     """
     check_target(trace, predictor.target)
     tokens, target = token_ids(trace), predictor.target
-    out = np.empty((len(tokens), target.num_moe_layers, target.num_experts), np.float16)
+    now, following = np.empty((2, len(tokens), target.num_moe_layers, target.num_experts), np.float16)
     for rows in _grouped(prompt_rows(trace)):
-        out[np.concatenate(rows)] = predict_paths(predictor, [tokens[r] for r in rows], last_only=False)
-    return out
+        found = predict_paths(predictor, [tokens[r] for r in rows], last_only=False)
+        now[np.concatenate(rows)], following[np.concatenate(rows)] = found.now, found.following
+    return PathPredictions(now, following)
 
 
 def _grouped(prompts: list[NDArray[np.int64]], size: int = 256) -> list[list[NDArray[np.int64]]]:
@@ -83,9 +87,11 @@ def _pieces(predictor: RoutingPredictor, sequences: Sequence[Ids], last_only: bo
 
 @torch.inference_mode()
 def _predict_batch(predictor: RoutingPredictor, pieces: Sequence[Piece]) -> NDArray[np.float32]:
+    """[2, T, L, E]: of the tokens, and of those behind them."""
     tokens, wanted = pad_pieces(pieces, predictor.device)
-    features = predictor.features(tokens)[wanted]  # [T, H]
-    probabilities: NDArray[np.float32] = predictor.logits(features).sigmoid().float().cpu().numpy()
+    features = predictor.features(tokens)[wanted]  # [T, H + P]
+    both = torch.stack((predictor.logits(features), predictor.following_logits(features)))
+    probabilities: NDArray[np.float32] = both.sigmoid().float().cpu().numpy()
     return probabilities
 
 

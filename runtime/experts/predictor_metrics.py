@@ -112,6 +112,12 @@ def accuracy(counts: Counts) -> SetAccuracy:
     return SetAccuracy(overall[0], overall[1], overall[2], layers[0], layers[1], layers[2])
 
 
+def top_k_accuracy(probabilities: Probabilities, trace: RoutingTrace) -> SetAccuracy:
+    """Of single tokens, with top_k predicted; probabilities [T, L, E], row by row those of the trace."""
+    best, _ = _token_counts(probabilities, trace, threshold=1.0)
+    return accuracy(best)
+
+
 def _ratio(part: NDArray[np.int64], whole: NDArray[np.int64]) -> tuple[float, ...]:
     return tuple((part / np.maximum(whole, 1)).tolist())
 

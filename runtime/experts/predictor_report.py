@@ -2,25 +2,28 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from hrm.predict.path_predictions import PathPredictions
 from hrm.predict.routing_predictions import trace_checksum
 from hrm.predict.routing_trace import RoutingTrace
 from runtime.experts.predictor import RoutingPredictor, predictor_bytes
 from runtime.experts.predictor_baselines import BASELINES
+from runtime.experts.predictor_data import followed_rows
 from runtime.experts.predictor_file import LoadedPredictor, TrainedOn
-from runtime.experts.predictor_metrics import Quality, measure_quality
+from runtime.experts.predictor_metrics import Quality, SetAccuracy, measure_quality, top_k_accuracy
 
 BATCH_SIZES = (4, 16)
 PREDICTOR = "predictor"
+BY_TOKEN = ("layer frequency", "token lookup")  # baselines that know no expert of the token they are asked about
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Quality by method, the predictor first. seen: the predictor was trained on this very trace."""
+    """Quality by method, the predictor first. seen: the predictor was trained on this very trace. following: of the
+    experts of the token behind each, with top_k predicted.
+    """
 
     model: str
     tokens: int
@@ -31,22 +34,23 @@ class Evaluation:
     trained_on: TrainedOn
     seen: bool
     methods: dict[str, Quality]
+    following: dict[str, SetAccuracy]
 
 
 def evaluate_predictor(
     loaded: LoadedPredictor,
-    probabilities: NDArray[np.floating[Any]],
+    predictions: PathPredictions,
     test: RoutingTrace,
     train: RoutingTrace | None,
     threshold: float,
     batch_sizes: Sequence[int] = BATCH_SIZES,
 ) -> Evaluation:
-    """probabilities: the predictor's, of the test trace. Baselines are counted on `train`; None: without them.
+    """predictions: the predictor's, of the test trace. Baselines are counted on `train`; None: without them.
 
     Raises:
         WorkloadError: see `measure_quality`; a training trace without token ids.
     """
-    methods = {PREDICTOR: measure_quality(probabilities, test, threshold, batch_sizes)}
+    methods = {PREDICTOR: measure_quality(predictions.now, test, threshold, batch_sizes)}
     for name, baseline in BASELINES.items() if train is not None else ():
         assert train is not None
         methods[name] = measure_quality(baseline(train, test), test, threshold, batch_sizes)
@@ -54,8 +58,18 @@ def evaluate_predictor(
     seen = trace_checksum(test) == loaded.trained_on.trace
     return Evaluation(
         test.model, len(test.experts), prompts, threshold, _parameters(predictor), predictor_bytes(predictor),
-        loaded.trained_on, seen, methods,
+        loaded.trained_on, seen, methods, _following(predictions, test, train),
     )  # fmt: skip
+
+
+def _following(predictions: PathPredictions, test: RoutingTrace, train: RoutingTrace | None) -> dict[str, SetAccuracy]:
+    """The baselines that count by token are counted on what followed in training."""
+    asked, rows = followed_rows(test)
+    found = {} if predictions.following is None else {PREDICTOR: top_k_accuracy(predictions.following[rows], asked)}
+    if train is not None:
+        counted, _ = followed_rows(train)
+        found |= {name: top_k_accuracy(BASELINES[name](counted, asked), asked) for name in BY_TOKEN}
+    return found
 
 
 def _parameters(predictor: RoutingPredictor) -> int:

@@ -32,7 +32,8 @@ class PredictorSettings(_Frozen):
     so that with the vocabulary of T5 it has the paper's 7 MB.
 
     window: tokens that it sees at most, itself included. token_rank: width of the token profiles
-    (see `RoutingPredictor`); 0 for the paper's network, which has none.
+    (see `RoutingPredictor`); 0 for the paper's network, which has none. following_size: hidden size of the heads of the
+    next token, which the paper does not have either.
     """
 
     hidden_size: PositiveInt = 32
@@ -43,6 +44,7 @@ class PredictorSettings(_Frozen):
     decoder_layers: PositiveInt = 2
     window: PositiveInt = 256
     token_rank: NonNegativeInt = 32
+    following_size: PositiveInt = 256
     num_buckets: PositiveInt = 32  # of the relative position bias, as T5
     max_distance: PositiveInt = 128  # as T5
 
@@ -60,7 +62,8 @@ class TrainingOptions:
     """
 
     epochs: int = 30
-    patience: int = 4  # epochs without a lower validation loss, after which training stops
+    following_epochs: int = 12  # of the heads of the next token, which are trained last
+    patience: int = 4  # epochs without a lower validation loss, after which a stage stops
     validation_share: float = 0.1  # of the training prompts
     batch_tokens: int = 2048
     learning_rate: float = 2e-3
@@ -70,7 +73,7 @@ class TrainingOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        whole = min(self.epochs, self.patience, self.batch_tokens) >= 1
+        whole = min(self.epochs, self.following_epochs, self.patience, self.batch_tokens) >= 1
         if not whole or not 0 < self.validation_share < 1 or not 0 <= self.dropout < 1 or self.seed < 0:
             raise HrmError(
                 "predictor training: epochs, patience and batch_tokens must be at least 1, validation_share between 0 "

@@ -1,44 +1,36 @@
 """Trains a routing-path predictor on a recorded trace."""
 
-import copy
-import math
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from hrm.errors import HrmError
 from hrm.predict.routing_trace import RoutingTrace
 from runtime.experts.predictor import RoutingPredictor
 from runtime.experts.predictor_baselines import layer_frequencies
-from runtime.experts.predictor_batches import TrainingRows, training_batches
-from runtime.experts.predictor_data import split_prompts
-from runtime.experts.predictor_epoch import rate, train_epoch, validate
+from runtime.experts.predictor_batches import TrainingRows
+from runtime.experts.predictor_data import followed_rows, split_prompts
+from runtime.experts.predictor_epoch import following_experts, own_experts
 from runtime.experts.predictor_settings import PredictorSettings, PredictorTarget, TrainingOptions, check_target
+from runtime.experts.predictor_stage import Stage, run_stage
 from runtime.experts.token_profiles import log_odds, token_profiles
 
 Update = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Epoch:
-    """Mean binary cross-entropy per token, layer and expert; recall of the top_k most probable, validation prompts."""
-
-    train_loss: float
-    validation_loss: float
-    validation_recall: float
-
-
-@dataclass(frozen=True)
 class Training:
-    """A predictor with the weights of its best epoch (counted from 0), on the CPU."""
+    """A predictor with the weights of its best epochs, on the CPU. own: the stage that trained all but the heads of the
+    next token's experts; following: the one that trained these.
+    """
 
     predictor: RoutingPredictor
-    epochs: tuple[Epoch, ...]
-    best: int
+    own: Stage
+    following: Stage
 
 
 def train_predictor(
@@ -50,7 +42,7 @@ def train_predictor(
     update: Update | None = None,
     embeddings: Tensor | None = None,
 ) -> Training:
-    """AdamW, warm-up and cosine decay; stops early on prompts held out of the trace. `update(done, total)` in epochs.
+    """Both stages; each stops early on prompts held out of the trace. `update(done, total)` in epochs.
 
     embeddings [V, H]: where the predictor's begin (`model_embeddings`); None: at random. Its weights are numbers of
     fp16 in the end, so that its file is half as large.
@@ -63,13 +55,44 @@ def train_predictor(
     """
     check_target(trace, target)
     train, validation = split_prompts(trace, options.validation_share, options.seed)
+    count = itertools.count(1)
+
+    def step() -> None:
+        if update is not None:
+            update(next(count), options.epochs + options.following_epochs)
+
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(options.seed)
         predictor = RoutingPredictor(target, settings, options.dropout)
         if embeddings is not None:
             predictor.embedding.weight.data.copy_(embeddings)
-        rows = _begin_at_counts(predictor, train, options.seed)
-        return _train(predictor.to(device), TrainingRows(train, rows), TrainingRows(validation, None), options, update)
+        data = TrainingRows(train, _begin_at_counts(predictor, train, options.seed)), TrainingRows(validation, None)
+        predictor.to(device)
+        network = [p for name, p in predictor.named_parameters() if not name.startswith("following.")]
+        own = run_stage(predictor, own_experts, network, data, options, options.epochs, step)
+        following = train_following(predictor, data, options, step)
+    return Training(predictor.cpu().half().float().eval(), own, following)
+
+
+def train_following(
+    predictor: RoutingPredictor,
+    data: tuple[TrainingRows, TrainingRows],
+    options: TrainingOptions,
+    update: Callable[[], None],
+) -> Stage:
+    """The heads of the next token's experts, from the beginning; the rest of the predictor stays as it is.
+
+    Raises:
+        HrmError: the loss is no longer finite.
+    """
+    torch.manual_seed(options.seed)
+    heads, (followed, _) = predictor.following, followed_rows(data[0].trace)
+    with torch.no_grad():
+        nn.init.kaiming_uniform_(heads.up, nonlinearity="relu")
+        for zero in (heads.bias, heads.down):
+            zero.zero_()
+        heads.prior.copy_(torch.from_numpy(log_odds(layer_frequencies(followed)).ravel()))
+    return run_stage(predictor, following_experts, heads.parameters(), data, options, options.following_epochs, update)
 
 
 def _begin_at_counts(predictor: RoutingPredictor, train: RoutingTrace, seed: int) -> NDArray[np.float32] | None:
@@ -87,34 +110,3 @@ def _begin_at_counts(predictor: RoutingPredictor, train: RoutingTrace, seed: int
         predictor.profile_heads[:rank] = basis.T
         predictor.heads.weight[:, :width] += 0.1 * basis[:, :width]
     return profiles.rows
-
-
-def _train(
-    predictor: RoutingPredictor,
-    train: TrainingRows,
-    validation: TrainingRows,
-    options: TrainingOptions,
-    update: Update | None,
-) -> Training:
-    rng = np.random.default_rng(options.seed)
-    steps = options.epochs * sum(1 for _ in training_batches(train, predictor, options.batch_tokens, None))
-    optimiser = torch.optim.AdamW(
-        predictor.parameters(), options.learning_rate, betas=(0.9, 0.98), weight_decay=options.weight_decay
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate(step, steps))
-    epochs: list[Epoch] = []
-    best, weights = 0, copy.deepcopy(predictor.state_dict())
-    for done in range(options.epochs):
-        batches = training_batches(train, predictor, options.batch_tokens, rng)
-        loss = train_epoch(predictor, batches, options, optimiser, schedule)
-        epochs.append(Epoch(loss, *validate(predictor, validation, options)))
-        if not all(math.isfinite(x) for x in (loss, epochs[-1].validation_loss)):
-            raise HrmError(f"predictor training: the loss is not finite in epoch {done}; lower the learning rate")
-        if epochs[-1].validation_loss <= epochs[best].validation_loss:
-            best, weights = done, copy.deepcopy(predictor.state_dict())
-        if update is not None:
-            update(done + 1, options.epochs)
-        if done - best >= options.patience:
-            break
-    predictor.load_state_dict(weights)
-    return Training(predictor.cpu().half().float().eval(), tuple(epochs), best)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrm.errors import WorkloadError
-from hrm.predict.expert_cache import batch_demand
+from hrm.predict.path_predictions import UNKNOWN, ExpectedDemand, PathPredictions, joined
 from hrm.predict.routing_trace import RoutingTrace
 from runtime.batch import Batch, Rows
 from runtime.experts.predictor_metrics import top_k_mask
@@ -21,13 +21,13 @@ from runtime.sequences import SequenceTable, Slots
 
 @dataclass(frozen=True)
 class RoutingReplay:
-    """By request id and position: experts [S, L, k], and where there are predictions their probabilities [S, L, E].
+    """By request id and position: experts [S, L, k], and predictions of them, where there are any.
 
     A request's tokens are its own; only their experts come from here, so it must not be longer than what is recorded.
     """
 
     experts: Mapping[str, NDArray[np.int64]]
-    probabilities: Mapping[str, NDArray[np.float16]] | None = None
+    predictions: Mapping[str, PathPredictions] | None = None
 
     def check(self, config: ModelConfig) -> None:
         """Refuses routing that the model cannot follow.
@@ -54,12 +54,12 @@ class RoutingReplay:
         found = [self._at(table, int(slot), int(at)) for slot, at in zip(slots, rows.positions, strict=True)]
         return np.stack(found)
 
-    def __call__(self, batch: Batch, table: SequenceTable) -> NDArray[np.float64] | None:
-        """Predicted probability [L, E] that some token of a decode pass chooses an expert; None without predictions."""
-        if self.probabilities is None:
-            return None
+    def __call__(self, batch: Batch, table: SequenceTable) -> ExpectedDemand:
+        """What is predicted of a decode pass and of the next one."""
+        if self.predictions is None:
+            return UNKNOWN
         found = [self._predicted(table, rows.slots, rows.positions) for rows in batch.rows]
-        return batch_demand(np.concatenate(found))
+        return joined(found).of_pass(slice(None))
 
     def paths(self, table: SequenceTable, slots: Slots) -> NDArray[np.bool_]:
         """Predicted paths of the slots' latest tokens, [B, L, E].
@@ -67,17 +67,16 @@ class RoutingReplay:
         Raises:
             WorkloadError: there are no predictions.
         """
-        if self.probabilities is None:
+        if self.predictions is None:
             raise WorkloadError("routing replay: has no predictions to regroup by; give them, or run without units")
         top_k = next(iter(self.experts.values())).shape[2]
-        return top_k_mask(self._predicted(table, slots, table.cached[slots]).astype(np.float32), top_k)
+        return top_k_mask(self._predicted(table, slots, table.cached[slots]).now.astype(np.float32), top_k)
 
-    def _predicted(self, table: SequenceTable, slots: Slots, positions: Slots) -> NDArray[np.float16]:
+    def _predicted(self, table: SequenceTable, slots: Slots, positions: Slots) -> PathPredictions:
         """Of the tokens at these positions, whose experts the recording holds in the same rows."""
-        assert self.probabilities is not None
-        return np.stack(
-            [self.probabilities[_name(table, int(s))][int(at)] for s, at in zip(slots, positions, strict=True)]
-        )
+        assert self.predictions is not None
+        both = zip(slots.tolist(), positions.tolist(), strict=True)
+        return joined([self.predictions[_name(table, slot)].rows(slice(at, at + 1)) for slot, at in both])
 
     def _at(self, table: SequenceTable, slot: int, position: int) -> NDArray[np.int64]:
         name = _name(table, slot)
@@ -102,12 +101,12 @@ def _name(table: SequenceTable, slot: int) -> str:
     return request.request_id
 
 
-def replay_of(trace: RoutingTrace, probabilities: NDArray[np.float16] | None = None) -> RoutingReplay:
-    """Of a trace's prompts, by their numbers as request ids. probabilities: [tokens, L, E], row by row the trace's."""
+def replay_of(trace: RoutingTrace, predictions: PathPredictions | None = None) -> RoutingReplay:
+    """Of a trace's prompts, by their numbers as request ids. predictions: row by row of the trace."""
     order = np.argsort(trace.prompt, kind="stable")
     names, starts = np.unique(trace.prompt[order], return_index=True)
     parts = [order[a:b] for a, b in zip(starts, [*starts[1:], len(order)], strict=True)]
     by_name = {str(name): rows for name, rows in zip(names.tolist(), parts, strict=True)}
     experts = {name: trace.experts[rows].astype(np.int64) for name, rows in by_name.items()}
-    predicted = None if probabilities is None else {name: probabilities[rows] for name, rows in by_name.items()}
+    predicted = None if predictions is None else {name: predictions.rows(rows) for name, rows in by_name.items()}
     return RoutingReplay(experts, predicted)
