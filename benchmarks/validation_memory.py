@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from hrm.errors import HrmError
+from hrm.predict.closed_form import predict
 from hrm.predict.machine import Machine
-from hrm.predict.prediction import predict
 from hrm.predict.rates import Rates
 from hrm.spec.hardware import load_profile
 from hrm.spec.policy import Policy

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hrm.predict.node import Nodes, single_nodes
 from hrm.schedule.registry import placements
-from hrm.search.relaxation import MAX_PASSES, NUM_COLS, Col, NodePrograms
+from hrm.search.node_programs import MAX_PASSES, NUM_COLS, Col, NodePrograms
 
 Cells = NDArray[np.float64]
 

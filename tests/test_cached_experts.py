@@ -19,11 +19,11 @@ from tiny_schedules import LAYER, MODEL, SIZES, VARIANTS, WORKLOAD, pass_slice, 
 
 from hrm.errors import PolicyError, ScheduleError, WorkloadError
 from hrm.predict.cache_replay import replay, true_predictions
+from hrm.predict.closed_form import predict
 from hrm.predict.durations import TaskCosts
 from hrm.predict.machine import Machine
 from hrm.predict.path_predictions import PathPredictions
 from hrm.predict.predicted_cache_stats import predicted_cache_stats
-from hrm.predict.prediction import predict
 from hrm.predict.rates import Rates
 from hrm.predict.routing import inclusion_probabilities
 from hrm.predict.routing_lru import lru_hit_rate

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from random_instances import Instance, instances
 
 from hrm.errors import InfeasibleError, PolicyError
-from hrm.predict.prediction import page_pool_needed, predict
+from hrm.predict.closed_form import page_pool_needed, predict
 from hrm.schedule.registry import placement_of
 from hrm.search.boxes import Boxes, cells, tightened
 from hrm.search.branch import largest_batches, root_boxes, solve_boxes

@@ -19,8 +19,8 @@ from hrm.plotting.policy_heatmap import plot_policy_heatmap
 from hrm.plotting.policy_regions import plot_policy_regions
 from hrm.plotting.roofline import plot_roofline
 from hrm.plotting.trajectory import plot_trajectory
+from hrm.predict.closed_form import predict
 from hrm.predict.operator_points import policy_panels, policy_points
-from hrm.predict.prediction import predict
 from hrm.predict.rates import Rates
 from hrm.roofline.case_study import attention_case, ffn_case, ffn_trajectory
 from hrm.roofline.chart import Chart, Roof, place_operator

@@ -5,7 +5,7 @@ from functools import cache
 import pytest
 
 from hrm.errors import HrmError, PolicyError, WorkloadError
-from hrm.predict.prediction import predict
+from hrm.predict.closed_form import predict
 from hrm.predict.rates import MAX_CHUNK, Rates
 from hrm.predict.simulate import Simulator
 from hrm.predict.throughput import simulate_throughput

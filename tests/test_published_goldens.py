@@ -27,7 +27,7 @@ from hrm.roofline.linear import dense_operators, expert_operator
 from hrm.roofline.roofs import HierarchicalRoofline, LevelRoof
 from hrm.search.batch_lp import solve_nodes
 from hrm.search.milp import solve_milp
-from hrm.search.relaxation import Col
+from hrm.search.node_programs import Col
 from hrm.spec.hardware import Efficiency, load_profile
 from hrm.spec.hardware_checks import pcie_limit
 from hrm.spec.model_config import load_model

@@ -7,8 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from random_instances import instances
 
 from hrm.errors import InfeasibleError
+from hrm.predict.closed_form import predict
 from hrm.predict.memory_over_time import memory_over_time
-from hrm.predict.prediction import predict
 from hrm.predict.simulate import Simulator
 from hrm.predict.throughput import simulate_throughput
 from hrm.report.compare import compare_schedules

@@ -16,7 +16,8 @@ from hrm.schedule.registry import schedule_names
 from hrm.search.branch import largest_batches
 from hrm.search.enumerate import all_cells, enumerate_all
 from hrm.search.milp import solve_milp
-from hrm.search.relaxation import NodePrograms, node_programs
+from hrm.search.node_programs import NodePrograms
+from hrm.search.relaxation import node_programs
 from hrm.search.search import search_policy
 
 EXACT = 1e-9  # of the search and the enumeration, which solve cells to 1e-10

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from random_schedules import Case, cases
 
 from hrm.errors import PolicyError
-from hrm.predict.prediction import predict
+from hrm.predict.closed_form import predict
 from hrm.predict.rates import Rates
 from hrm.predict.sharing import Sharing, sharing_of
 from hrm.predict.simulate import PassSimulation, Simulator, lower_bounds

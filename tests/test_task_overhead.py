@@ -13,9 +13,9 @@ from test_calibration import made_calibration
 from tiny_schedules import MODEL, SLICES, VARIANTS, WORKLOAD, pass_slice, policy, tiny_graph
 
 from hrm.errors import HrmError
+from hrm.predict.closed_form import predict
 from hrm.predict.durations import PAGE_OVERHEAD, TaskCosts
 from hrm.predict.layer_rates import Cost
-from hrm.predict.prediction import predict
 from hrm.predict.rates import Rates
 from hrm.predict.sharing import Sharing, sharing_of
 from hrm.predict.simulate import PassSimulation, Simulator, lower_bounds

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from hrm.errors import WorkloadError
 from hrm.predict.batching import balanced_batch
+from hrm.predict.closed_form import predict
 from hrm.predict.in_flight import Group, future_peak_bytes, next_slice
 from hrm.predict.kv_table import KvTable, kv_table
-from hrm.predict.prediction import predict
 from hrm.predict.requests import Request
 from hrm.predict.simulate import Simulator
 from hrm.schedule.build import CacheStats, page_plan

@@ -1,7 +1,7 @@
 """Places every operator of a policy under the roofs of its machine, at the rate it runs in the longest pass."""
 
+from hrm.predict.closed_form import predict
 from hrm.predict.operator_loads import Load, operator_loads
-from hrm.predict.prediction import predict
 from hrm.predict.rates import Rates
 from hrm.predict.shapes import generation_passes
 from hrm.roofline.case_study import attention_intensity, ffn_case, turning_points

@@ -14,6 +14,10 @@ class PassShape:
     decode_share: float
     prefill_share: float
 
+    def tokens_per_sequence(self, workload: Workload) -> float:
+        """Tokens that a pass carries per sequence in flight."""
+        return self.decode_share + self.prefill_share * workload.prompt_len
+
 
 def generation_passes(workload: Workload, mixed_prefill: bool) -> tuple[PassShape, ...]:
     """The passes in which a batch generates `gen_len` tokens each; prefill yields the first token.

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from hrm.predict.prediction import predict
+from hrm.predict.closed_form import predict
 from hrm.predict.simulate import Simulator
 from hrm.schedule.build import CacheStats
 from hrm.schedule.slice import decode_slice, mixed_slice, prefill_slice

@@ -8,8 +8,8 @@ from hrm.predict.forms import Form, form
 from hrm.predict.node import Nodes
 from hrm.predict.rates import Rates
 from hrm.predict.shapes import PassShape
+from hrm.predict.traffic import dtoh_traffic, htod_traffic, link_seconds
 from hrm.roofline.operator import Quantity
-from hrm.schedule.kept_prompts import kept_prompt_tokens
 from hrm.schedule.placement import Placement
 
 
@@ -38,8 +38,8 @@ def pass_work(rates: Rates, placement: Placement, shape: PassShape, nodes: Nodes
     Includes weights, KV, Q/K/V, hidden-state and embedding traffic, transfer latencies, and the DRAM traffic that CPU
     work and copies share. Leaves out kernel launches, norms and sampling, and pipeline fill and drain.
     """
-    htod_bytes, htod_latency = _htod(rates, placement, shape, nodes)
-    dtoh_bytes, dtoh_latency = _dtoh(rates, placement, shape, nodes)
+    htod_bytes, htod_latency = htod_traffic(rates, placement, shape, nodes)
+    dtoh_bytes, dtoh_latency = dtoh_traffic(rates, placement, shape, nodes)
     disk_bytes = form(len(nodes), DISK=rates.sizes.expert_bytes)
     cpu_bytes = _cpu_bytes(rates, placement, shape, nodes)
     machine = rates.machine
@@ -52,15 +52,10 @@ def pass_work(rates: Rates, placement: Placement, shape: PassShape, nodes: Nodes
         htod=htod_bytes / machine.link_bytes_per_s("htod") + htod_latency,
         dtoh=dtoh_bytes / machine.link_bytes_per_s("dtoh") + dtoh_latency,
         disk=disk_seconds,
-        link=_link(rates, shape, nodes),
+        link=link_seconds(rates, shape, nodes),
         gpu_floor=_gpu_floor(rates, shape, nodes),
         dram=(cpu_bytes + htod_bytes + dtoh_bytes + disk_bytes) / machine.cpu_memory_bytes_per_s,
     )
-
-
-def tokens_per_sequence(rates: Rates, shape: PassShape) -> float:
-    """Tokens that a pass carries per sequence in flight."""
-    return shape.decode_share + shape.prefill_share * rates.workload.prompt_len
 
 
 def _gpu_dense(rates: Rates, shape: PassShape, nodes: Nodes) -> Form:
@@ -96,7 +91,7 @@ def _gpu_floor(rates: Rates, shape: PassShape, nodes: Nodes) -> Form:
     """A pass that only prefills reads its weights at least once, however few its tokens."""
     if shape.decode_share:
         return form(len(nodes))
-    experts = rates.expert_weight_seconds("gpu", nodes.n_lo * tokens_per_sequence(rates, shape))
+    experts = rates.expert_weight_seconds("gpu", nodes.n_lo * shape.tokens_per_sequence(rates.workload))
     return form(len(nodes), ONE=rates.dense_read_seconds + experts)
 
 
@@ -110,7 +105,7 @@ def _cpu_attention(rates: Rates, shape: PassShape, nodes: Nodes) -> Form:
 def _cpu_experts(rates: Rates, placement: Placement, shape: PassShape, nodes: Nodes) -> list[Form]:
     if not placement.experts_on_cpu or not shape.decode_share:
         return [form(len(nodes))]
-    tokens = tokens_per_sequence(rates, shape)
+    tokens = shape.tokens_per_sequence(rates.workload)
     batch = nodes.mu_hi if placement.ffn == "micro_batch" else nodes.n_hi
     compute = tokens * rates.expert_compute_seconds("cpu", 1.0, tokens * batch)
     moved = tokens * rates.expert_activation_seconds("cpu", 1.0)
@@ -129,107 +124,10 @@ def _cpu_bytes(rates: Rates, placement: Placement, shape: PassShape, nodes: Node
     result = form(len(nodes), N=attention, N_ATTENTION=-attention)
     if not placement.experts_on_cpu or not shape.decode_share:
         return result
-    tokens = tokens_per_sequence(rates, shape)
+    tokens = shape.tokens_per_sequence(rates.workload)
     moved: Quantity = tokens * rates.expert_activation_bytes
     if placement.ffn == "micro_batch":
         moved = moved + rates.sizes.expert_bytes * rates.sizes.touched_share(tokens * nodes.mu_hi) / nodes.mu_hi
         return result + form(len(nodes), N=moved, N_EXPERTS=-moved)
     read = rates.sizes.expert_bytes * rates.sizes.touched_share(tokens * nodes.n_lo)
     return result + form(len(nodes), N=moved, N_EXPERTS=-moved, ONE=read, EXPERTS=-read)
-
-
-def _streamed_experts(rates: Rates, placement: Placement, shape: PassShape, nodes: Nodes) -> tuple[Form, Form]:
-    """Bytes and number of expert pages copied to the GPU in a pass: computed there but not resident."""
-    touched: Quantity = np.ones(len(nodes))
-    if placement.overlap == "on_demand" and shape.decode_share:
-        touched = rates.sizes.touched_share(tokens_per_sequence(rates, shape) * nodes.mu_lo)
-    computed = "EXPERTS" if shape.decode_share else "ONE"
-    share = form(len(nodes), **{computed: touched, "WEIGHTS": -touched})
-    return share * rates.sizes.expert_bytes, share * float(rates.sizes.num_experts_total)
-
-
-def _htod(rates: Rates, placement: Placement, shape: PassShape, nodes: Nodes) -> tuple[Form, Form]:
-    sizes, share = rates.sizes, shape.decode_share
-    expert_bytes, pages = _streamed_experts(rates, placement, shape, nodes)
-    kv = share * sizes.kv_bytes_per_sequence(rates.workload.mean_context_len) * rates.kv_replication
-    attended = share * sizes.attention_output_bytes
-    tokens = tokens_per_sequence(rates, shape)
-    hidden = _spilled_bytes(rates, placement, shape, nodes)
-    experts = _host_expert_bytes(rates, placement, shape)
-    moved = expert_bytes + form(
-        len(nodes),
-        ONE=sizes.dense_bytes,
-        DENSE=-sizes.dense_bytes,
-        N=attended + hidden + tokens * sizes.hidden_bytes + experts,
-        N_ATTENTION=kv - attended,
-        N_KV=-kv,
-    )
-    copies = _copies_per_sequence(rates, placement, shape, nodes) + _kv_copies(rates, placement, shape, nodes)
-    latency = rates.machine.link_latency("htod") / rates.machine.tensor_parallel_size
-    return moved, latency * (pages + form(len(nodes), N=copies))
-
-
-def _dtoh(rates: Rates, placement: Placement, shape: PassShape, nodes: Nodes) -> tuple[Form, Form]:
-    sizes, share = rates.sizes, shape.decode_share
-    prompt = shape.prefill_share * rates.workload.prompt_len
-    queried = share * sizes.attention_input_bytes
-    stored = share * sizes.kv_bytes_per_token
-    prefilled = prompt * sizes.kv_bytes_per_token
-    hidden = _spilled_bytes(rates, placement, shape, nodes)
-    moved = form(
-        len(nodes),
-        N=queried + prefilled + hidden + _host_expert_bytes(rates, placement, shape),
-        N_ATTENTION=stored - queried,
-        N_KV=-stored - prefilled,
-    )
-    copies = _copies_per_sequence(rates, placement, shape, nodes)
-    return moved, form(len(nodes), N=copies * rates.machine.link_latency("dtoh") / rates.machine.tensor_parallel_size)
-
-
-def _spilled_bytes(rates: Rates, placement: Placement, shape: PassShape, nodes: Nodes) -> Quantity:
-    """Hidden states of prefill that wait on the host between layers, per sequence and direction; none where a pass that
-    decodes too has few prompts.
-    """
-    if not placement.spills_hidden_states:
-        return 0.0
-    prompt = shape.prefill_share * rates.workload.prompt_len
-    spilled = prompt * (rates.model.num_layers - 1) * rates.sizes.hidden_bytes
-    if not (placement.mixed_prefill and shape.decode_share):
-        return spilled
-    few = nodes.n_lo * prompt <= kept_prompt_tokens(rates.prefill_chunk_tokens) + 1  # a pass has whole tokens
-    return np.where(few, 0.0, spilled)
-
-
-def _host_expert_bytes(rates: Rates, placement: Placement, shape: PassShape) -> float:
-    """Hidden states to, and results from, experts on the CPU, per sequence and direction, whatever their share."""
-    if not placement.experts_on_cpu or not shape.decode_share:
-        return 0.0
-    return tokens_per_sequence(rates, shape) * rates.sizes.num_expert_layers * rates.sizes.hidden_bytes
-
-
-def _copies_per_sequence(rates: Rates, placement: Placement, shape: PassShape, nodes: Nodes) -> Form:
-    """Small copies each way per sequence: one per layer and micro-batch where the CPU attends or computes experts."""
-    crossings = int(placement.attends_on_cpu) + int(placement.experts_on_cpu)
-    if not shape.decode_share:
-        return np.zeros(len(nodes))
-    copies: Form = crossings * rates.model.num_layers / nodes.mu_hi
-    return copies
-
-
-def _kv_copies(rates: Rates, placement: Placement, shape: PassShape, nodes: Nodes) -> Form:
-    streams = placement.streams_kv and bool(shape.decode_share)
-    copies: Form = float(streams) * rates.model.num_layers / nodes.mu_hi
-    return copies
-
-
-def _link(rates: Rates, shape: PassShape, nodes: Nodes) -> Form:
-    """Two ring all-reduces of the hidden states per layer: 2 (p - 1) / p of the bytes over each link."""
-    devices = rates.machine.tensor_parallel_size
-    if devices == 1:
-        return form(len(nodes))
-    reduces = 2 * rates.model.num_layers
-    tokens = tokens_per_sequence(rates, shape)
-    moved = reduces * tokens * rates.sizes.hidden_bytes * 2 * (devices - 1) / devices
-    calls = reduces * (shape.decode_share > 0) / nodes.mu_hi
-    latency = rates.machine.link_latency("gpu_to_gpu")
-    return form(len(nodes), N=moved / rates.machine.link_bytes_per_s("gpu_to_gpu") + calls * latency)

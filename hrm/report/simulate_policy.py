@@ -1,10 +1,10 @@
 """Everything that is simulated for one policy."""
 
 from hrm.errors import PolicyError
+from hrm.predict.closed_form import predict
 from hrm.predict.gap import explain_gap
 from hrm.predict.generation import GenerationRun
 from hrm.predict.memory_over_time import memory_over_time
-from hrm.predict.prediction import predict
 from hrm.predict.simulate import Simulator
 from hrm.predict.throughput import simulate_throughput
 from hrm.report.simulation_report import SimulationResult

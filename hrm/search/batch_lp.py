@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrm.errors import SolverError
-from hrm.search.relaxation import EXCESS, NUM_COLS, NodePrograms
+from hrm.search.node_programs import EXCESS, NUM_COLS, NodePrograms
 
 EXCESS_PENALTY = 1e3  # only a first guess at what tells feasible from infeasible; doubtful programs are solved again
 EXCESS_TOLERANCE = 1e-9

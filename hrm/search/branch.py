@@ -10,7 +10,8 @@ from hrm.predict.rates import Rates
 from hrm.schedule.placement import Placement
 from hrm.search.batch_lp import NodeSolutions, solve_nodes
 from hrm.search.boxes import Boxes, cells, concatenate, split, tightened
-from hrm.search.relaxation import Col, node_programs
+from hrm.search.node_programs import Col
+from hrm.search.relaxation import node_programs
 
 BATCH = 160  # boxes split per round: large enough to amortise a solver call
 TIE_TOLERANCE = 1e-10  # a box whose bound is within this share of the incumbent cannot matter

@@ -20,8 +20,9 @@ from hrm.schedule.placement import Placement
 from hrm.schedule.registry import cache_placements
 from hrm.search.batch_lp import solve_nodes
 from hrm.search.extract import policy_from_solution
+from hrm.search.node_programs import Col, NodePrograms
 from hrm.search.pool import chunk_sizes
-from hrm.search.relaxation import Col, NodePrograms, node_programs
+from hrm.search.relaxation import node_programs
 from hrm.spec.policy import ExpertCacheMode, Policy
 
 STEPS = 8  # shares tried of slots, and of missed experts that are copied, are its fractions and what the program wants

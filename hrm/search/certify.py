@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrm.search.batch_lp import Matrix, NodeSolutions, make_block, run_highs, solve_exactly
-from hrm.search.relaxation import EXCESS, NUM_COLS, NodePrograms
+from hrm.search.node_programs import EXCESS, NUM_COLS, NodePrograms
 
 TOLERANCE = 1e-9
 ATTEMPTS = 40

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from hrm.predict.rates import Rates
 from hrm.schedule.placement import Placement
 from hrm.schedule.registry import AUTO, published_name
-from hrm.search.relaxation import Col
+from hrm.search.node_programs import Col
 from hrm.spec.policy import Policy
 
 ALGORITHM_1_LOOKAHEAD = 2

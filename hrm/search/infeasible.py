@@ -8,7 +8,8 @@ from hrm.predict.node import Nodes
 from hrm.predict.rates import Rates
 from hrm.schedule.placement import Placement
 from hrm.search.batch_lp import solve_nodes
-from hrm.search.relaxation import Col, node_programs
+from hrm.search.node_programs import Col
+from hrm.search.relaxation import node_programs
 from hrm.spec.precision import Precision
 
 _MEMORIES = {Col.GPU_EXCESS: "GPU", Col.CPU_EXCESS: "CPU", Col.DISK_EXCESS: "disk"}

@@ -11,7 +11,7 @@ import numpy as np
 import pulp
 
 from hrm.errors import SolverError
-from hrm.search.relaxation import EXCESS, Col, NodePrograms
+from hrm.search.node_programs import EXCESS, Col, NodePrograms
 
 # CBC by default stops at solutions 1e-5 apart and accepts rows violated by 1e-7: too coarse to tell near ties.
 CBC_OPTIONS = ["allowableGap 0", "increment 1e-11", "primalTolerance 1e-9", "dualTolerance 1e-9"]

@@ -9,7 +9,7 @@ serves a larger one.
 from collections.abc import Callable, Iterator
 
 from hrm.errors import HrmError
-from hrm.predict.prediction import page_pool_needed, predict
+from hrm.predict.closed_form import page_pool_needed, predict
 from hrm.predict.rates import CHUNK_GRANULARITY, MAX_CHUNK, Rates
 from hrm.search.sensitivity import scaled_rates
 from hrm.spec.policy import Policy

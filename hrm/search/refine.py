@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from hrm.errors import PolicyError
+from hrm.predict.closed_form import predict
 from hrm.predict.gap import Gap, explain_gap
-from hrm.predict.prediction import predict
 from hrm.predict.rates import Rates
 from hrm.predict.simulate import Simulator
 from hrm.predict.throughput import SimulatedThroughput, simulate_throughput

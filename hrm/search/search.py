@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from hrm.errors import InfeasibleError, SolverError
+from hrm.predict.closed_form import predict
 from hrm.predict.machine import Machine
 from hrm.predict.node import Nodes, single_nodes
-from hrm.predict.prediction import Prediction, predict
+from hrm.predict.prediction import Prediction
 from hrm.predict.rates import Rates
 from hrm.schedule.placement import Placement
 from hrm.schedule.registry import AUTO

@@ -7,7 +7,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from hrm.errors import InfeasibleError, PolicyError
-from hrm.predict.prediction import page_pool_needed, predict
+from hrm.predict.closed_form import page_pool_needed, predict
 from hrm.predict.rates import Rates
 from hrm.search.search import Candidate, search_policy
 from hrm.search.vary import Axis, check_axes, vary_policy, vary_rates

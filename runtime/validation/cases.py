@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from hrm.errors import HrmError, PolicyError
-from hrm.predict.prediction import predict
+from hrm.predict.closed_form import predict
 from hrm.predict.rates import Rates
 from hrm.schedule.registry import AUTO, placement_of, schedule_names
 from hrm.search.refine import best_by_simulation

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from hrm.predict.prediction import predict
+from hrm.predict.closed_form import predict
 from hrm.predict.rates import Rates
 from hrm.predict.simulate import Simulator
 from hrm.predict.timeline import Timeline
