@@ -15,7 +15,7 @@ from hrm.schedule.graph import TaskGraph
 from hrm.schedule.slice import PassSlice
 from hrm.schedule.task import Resource, Task
 from runtime.batch import Batch, Rows
-from runtime.carrying import carry_key, next_base, recount
+from runtime.carrying import Carrying
 from runtime.device import CpuDevice, CudaDevice
 from runtime.experts.recorder import PassRouting, RoutingRecorder
 from runtime.experts.replay import RoutingReplay
@@ -29,8 +29,7 @@ from runtime.pipeline import Pipeline
 from runtime.sequences import SequenceTable, Slots
 from runtime.tables import make_tables
 from runtime.tasks.registry import FUNCTIONS
-from runtime.tasks.state import Carried, PassState
-from runtime.tasks.weights import fetch_page
+from runtime.tasks.state import PassState
 from runtime.wirings import Wirings
 
 Forecast = Callable[[Batch, SequenceTable], ExpectedDemand]
@@ -66,13 +65,13 @@ class PassRunner:
     replay: RoutingReplay | None = None
     last_run: PassRun | None = None
     _pipeline: Pipeline = field(init=False)
-    _carried: Carried = field(default_factory=Carried)
-    _carried_for: object = None
+    _carrying: Carrying = field(init=False)
     _last_slice: PassSlice | None = None
     wirings: Wirings = field(init=False)
 
     def __post_init__(self) -> None:
         self._pipeline, self.wirings = Pipeline(self.device), Wirings(self.layout)
+        self._carrying = Carrying(self.device, self.memory)
 
     def run(self, table: SequenceTable) -> PassResult:
         """Everybody in flight takes part. Raises HrmError or OSError where a task fails."""
@@ -83,14 +82,14 @@ class PassRunner:
             wiring = self.wirings.of(batch)
             state = self._state(batch, table, wiring.graph)
             state.replayed = self._replayed(batch, table)
-            self._prime(state)
+            self._carrying.prime(state)
             self._begin_cache(batch, table)
-        self._carried, self._carried_for = Carried(), None  # until the pass is through, nothing is known to be in place
+        self._carrying.forget()
         before, self.last_run = self.last_run, None
         if before is not None and not self.keep_runs:
             self.device.recycle({*before.starts, *before.ends})  # an end may be the next one's start
         self.last_run = self._pipeline.run(wiring, lambda i, task: FUNCTIONS[task.kind](state, i, task))
-        self._carry(state)
+        self._carrying.take_over(state)
         slots, tokens, logits = self._collect(state)
         self._record(state, table)
         if self.memory.slots is not None:
@@ -122,7 +121,7 @@ class PassRunner:
         paging = self.layout.paging(graph.pages, batch.slice.decodes)
         if paging.pool_bytes > len(self.memory.pool):
             self.memory.pool = torch.empty(paging.pool_bytes, dtype=torch.uint8, device=self.device.torch_device)
-            self._carried_for = None
+            self._carrying.pool_is_new()
         staging = self.memory.staging("tables", None)
         ragged = attends_ragged(self.device.torch_device, self.memory.config.dtype)
         tables = make_tables(batch, table, staging, self.device.torch_device, ragged)
@@ -132,24 +131,8 @@ class PassRunner:
             self.device.order_after(sent)
         routing = None if self.recorder is None else PassRouting()
         return PassState(
-            self.device, self.memory, graph, paging, batch, tables, self._carried, self.keep_logits, routing
+            self.device, self.memory, graph, paging, batch, tables, self._carrying.held, self.keep_logits, routing
         )
-
-    def _prime(self, state: PassState) -> None:
-        """Fetches what the pass expects in place and the one before has not fetched for it."""
-        paging, wanted = state.paging, carry_key(state.paging)
-        if self._carried_for != wanted:
-            state.carried.base, state.carried.pages = 0, {}
-            with self.device.lane(Resource.HTOD):
-                for page in range(paging.plan.ahead):
-                    fetch_page(state, page)
-                    state.carried.pages[page] = self.device.mark()
-        elif paging.double_buffer and state.carried.per_layer != paging.per_layer:
-            recount(state.carried, paging)
-        if self.memory.dense.streamed_bytes and state.carried.dense is None:
-            with self.device.lane(Resource.HTOD):
-                self.memory.dense.fetch(0)
-                state.carried.dense = self.device.mark()
 
     def _replayed(self, batch: Batch, table: SequenceTable) -> dict[int, Tensor]:
         """Recorded experts of every micro-batch, on the device."""
@@ -168,17 +151,6 @@ class PassRunner:
             slots.begin_pass(ExpectedDemand(np.ones((len(slots.moe_layers), self.memory.config.num_experts))))
         else:
             slots.begin_pass(UNKNOWN if self.forecast is None else self.forecast(batch, table))
-
-    def _carry(self, state: PassState) -> None:
-        """What the next pass finds in place, and where the pool's pages go on."""
-        paging = state.paging
-        self._carried = state.fetched_ahead
-        self._carried_for = carry_key(paging)
-        if paging.per_layer:
-            self._carried.base, self._carried.per_layer = next_base(paging, state.carried.base), paging.per_layer
-        self.memory.dense.next_pass()
-        if state.stages_weights and self._carried.pages:  # the next pass stages into buffers that are still copied from
-            self.device.host_wait(self._carried.pages[max(self._carried.pages)])
 
     def _collect(self, state: PassState) -> tuple[Slots, Slots, Tensor | None]:
         """Tokens to the host, once the GPU has them and all K, V are stored."""
