@@ -1,7 +1,7 @@
 """Decode throughput with experts cached on the GPU, against loading every layer, on recorded routing.
 
 python benchmarks/expert_cache.py --synthetic qwen3-30b-a3b --profile this-machine.yaml --trace traces/test.npz \
-    --predictions predictions.npz --batch 16 --slots 0.25 --output benchmarks/results/NAME.json
+    --predictions predictions.npz --batch 16 32 --slots 0.25 0.5 --output benchmarks/results/NAME.json
 
 Weights are random; which experts a token takes comes from the trace (`scaled_routing.py`), and so do the predictions,
 with the predictor's real mistakes. Modes: `load_everything` streams all experts of every layer; `streaming` those that
@@ -21,15 +21,17 @@ import json
 import statistics
 import time
 from collections import deque
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from expert_cache_setting import ON_CPU, Setting, Timed, make_setting, policy_of, requests_of
+from expert_cache_passes import DecodePass, cache_of, decode_passes, speed_of
+from expert_cache_setting import ON_CPU, Inputs, Setting, Timed, make_setting, open_inputs, policy_of, requests_of
 from expert_cache_share import simulated_shares
 from gpu_machine import describe_machine
-from host_time import HostTime, host_time, mean_by_layer
+from host_time import mean_by_layer
 
 from hrm.errors import HrmError
 from hrm.predict.cache_plan import CacheCounts
@@ -42,11 +44,11 @@ from hrm.spec.workload import make_workload
 from runtime.engine import Engine
 from runtime.experts.units import Units
 from runtime.memory.host_buffer import kept_mappings
-from runtime.requests.request import Request
 
 MODES = (
     "load_everything", "streaming", "lru", "lfu", "predictive", "lru_cpu", "predictive_cpu", "units", "units_regrouped",
 )  # fmt: skip
+IGNORE_SLOTS = ("load_everything",)  # run once for a batch size
 
 
 def run(mode: str, setting: Setting, simulator: Simulator, warmup: int, copied: float | None) -> dict[str, Any]:
@@ -70,72 +72,12 @@ def run(mode: str, setting: Setting, simulator: Simulator, warmup: int, copied: 
         engine.make_room(list(waiting))
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
-        passes = _decode_passes(engine, waiting, warmup)
-        found = {"load_seconds": loaded, **_speed(passes), **_cache(engine, passes), **_memory(engine, on_gpu)}
+        passes = decode_passes(engine, waiting, warmup)
+        found = {"load_seconds": loaded, **speed_of(passes), **cache_of(engine, passes), **_memory(engine, on_gpu)}
         found |= {"experts_on_gpu": policy.experts_on_gpu, "simulated_seconds_by_share": shares}
         found["host_seconds_per_layer"] = mean_by_layer([p.host for p in passes], engine.config.num_layers)
         before = statistics.fmean(forecast.seconds[-len(passes) :]) if forecast is not None else 0.0
         return found | _predicted(engine, simulator, policy, passes, before)
-
-
-@dataclass(frozen=True)
-class DecodePass:
-    """Seconds and sequences, and the cache's counts of it."""
-
-    seconds: float
-    sequences: int
-    counts: CacheCounts | None
-    late: int
-    work: Any
-    host: dict[str, dict[str, float]]
-
-
-def _decode_passes(engine: Engine, waiting: "deque[Request]", warmup: int) -> list[DecodePass]:
-    passes: list[DecodePass] = []
-    with host_time() as host:
-        while waiting or engine.table.active.any():
-            found = _step(engine, waiting, host)
-            passes += [found] if found is not None else []
-    if len(passes) <= warmup:
-        raise HrmError(f"--warmup {warmup}: only {len(passes)} decode passes were run; raise --gen-len")
-    return passes[warmup:]
-
-
-def _step(engine: Engine, waiting: "deque[Request]", host: HostTime) -> DecodePass | None:
-    """A pass; None where it was of prompts."""
-    slots = engine.memory.slots
-    before, late = (slots.cache.stats, slots.late) if slots is not None else (None, 0)
-    began = time.perf_counter()
-    engine.step(waiting)
-    seconds, result, spent = time.perf_counter() - began, engine.last_pass, host.take()
-    assert result is not None
-    if any(rows.is_prefill for rows in result.batch.rows):
-        return None
-    counts = slots.cache.stats.since(before) if slots is not None and before is not None else None
-    late = slots.late - late if slots is not None else 0
-    return DecodePass(seconds, len(result.slots), counts, late, result.batch.slice, spent)
-
-
-def _speed(passes: list[DecodePass]) -> dict[str, Any]:
-    return {
-        "passes": len(passes),
-        "seconds_per_pass": [p.seconds for p in passes],
-        "sequences": passes[0].sequences,
-        "tokens_per_s": sum(p.sequences for p in passes) / sum(p.seconds for p in passes),
-    }
-
-
-def _cache(engine: Engine, passes: list[DecodePass]) -> dict[str, Any]:
-    counted = [p.counts for p in passes if p.counts is not None]
-    if not counted:
-        return {}
-    totals = {name: sum(int(getattr(c, name).sum()) for c in counted) for name in vars(counted[0])}
-    return {
-        "slots": len(engine.memory.slots.memory) if engine.memory.slots is not None else 0,
-        "hit_rate": totals["hits"] / totals["demanded"],
-        "late_share_of_hits": sum(p.late for p in passes) / max(1, totals["hits"]),
-        "experts_per_pass": {name: total / len(counted) for name, total in totals.items()},
-    }
 
 
 def _memory(engine: Engine, on_gpu: bool) -> dict[str, Any]:
@@ -174,8 +116,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--trace", type=Path, required=True)
     parser.add_argument("--predictions", type=Path, help="of the trace (hrm predictor evaluate --predictions)")
     parser.add_argument("--predictor", type=Path, help="run too, so that its time counts")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--slots", type=float, default=0.25, help="share of all experts")
+    parser.add_argument("--batch", type=int, nargs="+", default=[16])
+    parser.add_argument("--slots", type=float, nargs="+", default=[0.25], help="shares of all experts")
     parser.add_argument("--experts-on-gpu", type=float, help="share of missed experts copied in the modes with _cpu")
     parser.add_argument("--gen-len", type=int, default=32)
     parser.add_argument("--warmup", type=int, default=4, help="decode passes before those that count")
@@ -185,37 +127,53 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """All modes, one file; what fails is named and the rest goes on."""
+    """All runs, one file; what fails is named and the rest goes on."""
     args = arguments()
-    try:
-        setting = make_setting(args)
-        spec = setting.model.spec
-        mean = round(statistics.fmean(setting.prompt_lens))
-        workload = make_workload(args.gen_len, mean, name="recorded", where="--trace")
-        simulator = Simulator(make_rates(load_profile(args.profile), spec, workload))
-    except HrmError as error:
-        raise SystemExit(f"expert_cache: {error}") from None
     options = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
     report: dict[str, Any] = {"benchmark": "expert_cache", **describe_machine(args.device), "settings": options}
-    with kept_mappings():
-        run_modes(args, setting, simulator, report)
+    report["runs"] = runs = []
+    try:
+        inputs = open_inputs(args)
+        with kept_mappings():
+            for found in run_all(args, inputs):
+                runs.append(found)
+                print(describe(found), flush=True)
+                if args.output:
+                    args.output.write_text(json.dumps(report, indent=1) + "\n")
+    except HrmError as error:
+        raise SystemExit(f"expert_cache: {error}") from None
 
 
-def run_modes(args: argparse.Namespace, setting: Setting, simulator: Simulator, report: dict[str, Any]) -> None:
-    """Fills `report`, and writes it after every mode."""
-    report["modes"] = modes = {}
-    for mode in args.modes:
-        try:
-            modes[mode] = found = run(mode, setting, simulator, args.warmup, args.experts_on_gpu)
-        except (HrmError, torch.OutOfMemoryError) as error:
-            modes[mode] = {"failed": str(error)}
-            print(f"{mode}: failed: {error}", flush=True)
-        else:
-            hits = f", hit rate {found['hit_rate']:.1%}" if "hit_rate" in found else ""
-            print(f"{mode}: {found['tokens_per_s']:,.1f} tokens/s{hits}, predicted {found['error']:+.1%}", flush=True)
-        gc.collect()  # what the engine held serves the next one
-        if args.output:
-            args.output.write_text(json.dumps(report, indent=1) + "\n")
+def run_all(args: argparse.Namespace, inputs: Inputs) -> Iterator[dict[str, Any]]:
+    """Every batch size, share of slots and mode."""
+    for batch in args.batch:
+        for slots in args.slots:
+            setting = make_setting(inputs, args, batch, slots)
+            mean = round(statistics.fmean(setting.prompt_lens))
+            workload = make_workload(args.gen_len, mean, name="recorded", where="--trace")
+            simulator = Simulator(make_rates(load_profile(args.profile), inputs.model.spec, workload))
+            for mode in args.modes:
+                if mode not in IGNORE_SLOTS or slots == args.slots[0]:
+                    yield {"batch": batch, "slot_share": slots, "mode": mode} | attempt(args, mode, setting, simulator)
+                    gc.collect()  # what the engine held serves the next one
+
+
+def attempt(args: argparse.Namespace, mode: str, setting: Setting, simulator: Simulator) -> dict[str, Any]:
+    """The run, or why there is none."""
+    try:
+        return run(mode, setting, simulator, args.warmup, args.experts_on_gpu)
+    except (HrmError, torch.OutOfMemoryError) as error:
+        return {"failed": str(error)}
+
+
+def describe(found: dict[str, Any]) -> str:
+    """One line."""
+    head = f"batch {found['batch']}, slots {found['slot_share']:g}, {found['mode']}: "
+    if "failed" in found:
+        return f"{head}failed: {found['failed']}"
+    hits = f", hit rate {found['hit_rate']:.1%}" if "hit_rate" in found else ""
+    milliseconds = f"{1e3 * found['measured_seconds']:,.0f} ms a pass, predicted {found['error']:+.1%}"
+    return f"{head}{found['tokens_per_s']:,.1f} tokens/s, {milliseconds}{hits}"
 
 
 if __name__ == "__main__":

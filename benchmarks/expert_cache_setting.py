@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from scaled_routing import scale_of, scaled_replay
 
-from hrm.predict.path_predictions import ExpectedDemand
+from hrm.predict.path_predictions import ExpectedDemand, PathPredictions
 from hrm.predict.routing_predictions import load_predictions
-from hrm.predict.routing_trace import load_routing_trace
+from hrm.predict.routing_trace import RoutingTrace, load_routing_trace
 from hrm.spec.policy import Policy
 from hrm.spec.units import parse_quantity
 from runtime.batch import Batch
@@ -67,20 +67,37 @@ def requests_of(setting: Setting, count: int) -> list[Request]:
     return [Request(str(i), e.prompt, sampling) for i, e in enumerate(entries) if isinstance(e.prompt, tuple)]
 
 
-def make_setting(args: argparse.Namespace) -> Setting:
-    """Model, routing and requests."""
+@dataclass(frozen=True)
+class Inputs:
+    """What runs of all sizes share. forecaster: whose time is part of every pass, or None."""
+
+    model: SyntheticCheckpoint
+    trace: RoutingTrace
+    predictions: PathPredictions | None
+    forecaster: RoutingPredictor | None
+
+
+def open_inputs(args: argparse.Namespace) -> Inputs:
+    """Model, recorded routing and predictions. Raises HrmError."""
     model = synthetic_checkpoint(args.synthetic, args.layers, 0, torch_dtype(args.dtype) if args.dtype else None)
-    trace, config = load_routing_trace(args.trace, None), model.config
+    trace = load_routing_trace(args.trace, None)
     predictions = None if args.predictions is None else load_predictions(args.predictions, trace)
-    scale = scale_of(trace, sum(config.moe_layers), config.num_experts, config.top_k)
-    requests = args.batch * (2 if any(mode.startswith("units") for mode in args.modes) else 1)
-    replay, lengths = scaled_replay(trace, predictions, scale, requests)
+    forecaster = None
+    if args.predictor is not None:
+        forecaster = load_predictor(args.predictor, torch.device(args.device)).predictor
+    return Inputs(model, trace, predictions, forecaster)
+
+
+def make_setting(inputs: Inputs, args: argparse.Namespace, batch: int, slots: float) -> Setting:
+    """Routing and requests of one size. Raises WorkloadError for a trace of too few prompts."""
+    config = inputs.model.config
+    scale = scale_of(inputs.trace, sum(config.moe_layers), config.num_experts, config.top_k)
+    requests = batch * (2 if any(mode.startswith("units") for mode in args.modes) else 1)
+    replay, lengths = scaled_replay(inputs.trace, inputs.predictions, scale, requests)
     prompts = tuple(max(1, length - args.gen_len) for length in lengths)
     limit = None if args.gpu_memory is None else parse_quantity(args.gpu_memory, "bytes", "--gpu-memory")
-    forecast: Forecast = replay
-    if args.predictor is not None:
-        forecast = costed(replay, load_predictor(args.predictor, torch.device(args.device)).predictor)
-    return Setting(model, replay, forecast, prompts, args.gen_len, args.batch, args.slots, args.device, limit)
+    forecast: Forecast = replay if inputs.forecaster is None else costed(replay, inputs.forecaster)
+    return Setting(inputs.model, replay, forecast, prompts, args.gen_len, batch, slots, args.device, limit)
 
 
 @dataclass

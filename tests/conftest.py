@@ -1,10 +1,13 @@
 """What several test files share."""
 
+import gc
 from collections.abc import Callable
 
 import pytest
 
-from hrm.cli.main import run
+from hrm.cli.main import GC_THRESHOLDS, run
+
+gc.set_threshold(*GC_THRESHOLDS)
 
 Invoke = Callable[..., tuple[int, str, str]]
 

@@ -96,3 +96,9 @@ def test_tasks_that_wait_for_each_other_are_named():
     stuck = program(sharing, [(GPU, Cost(1.0), (1,)), (CPU, Cost(1.0), (0,))])
     with pytest.raises(ScheduleError, match="GPU"):
         EventLoop(stuck, sharing).run()
+
+
+def test_bytes_that_are_a_rounding_error_take_nothing():
+    """1e-23 s of copying beside an overhead of 1e-5 s vanish in the sum."""
+    cost = Cost(1e-23 + 1e-5, 0.0, 1e-12, 1e-12, overhead=1e-5)
+    assert Sharing(False, 1e11).demand(Resource.HTOD, cost) == (0.0, 0.0, 0.0)

@@ -37,7 +37,8 @@ class Sharing:
         if cost.overhead and inbound:
             inbound = moving / cost.seconds
         outbound = float(resource == Resource.DTOH or on_link)
-        dram = cost.dram_bytes / (moving * self.dram_bytes_per_s) if cost.dram_bytes else 0.0
+        # Bytes that are a rounding error of shares take no time beside an overhead.
+        dram = cost.dram_bytes / (moving * self.dram_bytes_per_s) if cost.dram_bytes and moving > 0 else 0.0
         return inbound, outbound, dram
 
     def rates(self, running: list[tuple[Resource, Demand]]) -> list[float]:

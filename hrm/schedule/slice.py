@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 
 from hrm.errors import WorkloadError
@@ -60,12 +61,12 @@ class PassSlice:
             if not 0 <= mb.gpu_sequences <= mb.sequences:
                 raise WorkloadError(f"pass: micro-batch {i} attends {mb.gpu_sequences} of {mb.sequences} on the GPU")
 
-    @property
+    @cached_property
     def decodes(self) -> bool:
         """Whether any sequence decodes in this pass."""
         return any(mb.sequences for mb in self.micro_batches)
 
-    @property
+    @cached_property
     def tokens(self) -> int:
         """Tokens that go through every weight."""
         return sum(mb.tokens for mb in self.micro_batches)
