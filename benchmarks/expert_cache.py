@@ -12,7 +12,8 @@ simulation, for a replay of the same routing); `units`: two batches in turns, as
 paths, so with twice the requests. A hit is an expert that has a slot when the
 router chooses it; late hits are those whose copy had yet to arrive. With --predictor its time is part of every pass.
 Predicted: the simulator with the run's own counts, and what the run's forecasts took before its passes. Host seconds
-are of a layer, by thread and kind of task (`host_time.py`).
+are of a layer, by thread and kind of task (`host_time.py`). With --simulate nothing is run: decode passes are
+simulated, for a replay of the same routing.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from typing import Any
 import torch
 from expert_cache_passes import DecodePass, cache_of, decode_passes, speed_of
 from expert_cache_setting import ON_CPU, Inputs, Setting, Timed, make_setting, open_inputs, policy_of, requests_of
-from expert_cache_share import simulated_shares
+from expert_cache_share import simulated_best, simulated_shares
 from gpu_machine import describe_machine
 from host_time import mean_by_layer
 
@@ -122,6 +123,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--gen-len", type=int, default=32)
     parser.add_argument("--warmup", type=int, default=4, help="decode passes before those that count")
     parser.add_argument("--modes", nargs="*", default=list(MODES), choices=MODES)
+    parser.add_argument("--simulate", action="store_true", help="no runs: decode passes simulated, anywhere")
     parser.add_argument("--output", type=Path)
     return parser.parse_args()
 
@@ -159,8 +161,10 @@ def run_all(args: argparse.Namespace, inputs: Inputs) -> Iterator[dict[str, Any]
 
 
 def attempt(args: argparse.Namespace, mode: str, setting: Setting, simulator: Simulator) -> dict[str, Any]:
-    """The run, or why there is none."""
+    """The run or its simulation, or why there is none."""
     try:
+        if args.simulate:
+            return dict(simulated_best(mode, setting, simulator))
         return run(mode, setting, simulator, args.warmup, args.experts_on_gpu)
     except (HrmError, torch.OutOfMemoryError) as error:
         return {"failed": str(error)}
@@ -171,6 +175,9 @@ def describe(found: dict[str, Any]) -> str:
     head = f"batch {found['batch']}, slots {found['slot_share']:g}, {found['mode']}: "
     if "failed" in found:
         return f"{head}failed: {found['failed']}"
+    if "simulated_seconds" in found:
+        copied = f", {found['experts_on_gpu']:.2f} of the misses copied" if found["mode"].endswith(ON_CPU) else ""
+        return f"{head}{found['tokens_per_s']:,.1f} tokens/s, {1e3 * found['simulated_seconds']:,.0f} ms a pass{copied}"
     hits = f", hit rate {found['hit_rate']:.1%}" if "hit_rate" in found else ""
     milliseconds = f"{1e3 * found['measured_seconds']:,.0f} ms a pass, predicted {found['error']:+.1%}"
     return f"{head}{found['tokens_per_s']:,.1f} tokens/s, {milliseconds}{hits}"

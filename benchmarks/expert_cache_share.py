@@ -1,7 +1,7 @@
 """The share of missed experts to copy where the CPU computes the others: the simulator's choice for a recording."""
 
 import numpy as np
-from expert_cache_setting import Setting, policy_of
+from expert_cache_setting import ON_CPU, Setting, policy_of
 
 from hrm.predict.path_predictions import joined
 from hrm.predict.routing_source import Routing, routed_cache_stats
@@ -17,14 +17,27 @@ def simulated_shares(mode: str, setting: Setting, simulator: Simulator) -> dict[
 
     Counts come from a replay of the routing that the run will follow; the simulator does the rest, from the profile.
     """
-    routing, sizes = recorded(setting), simulator.rates.sizes
+    return {share: simulated_seconds(mode, setting, simulator, share) for share in SHARES}
+
+
+def simulated_seconds(mode: str, setting: Setting, simulator: Simulator, share: float = 1.0) -> float:
+    """Of one share; of a mode without a cache, whatever is chosen."""
     context = float(np.mean(setting.prompt_lens)) + setting.gen_len / 2
-    found = {}
-    for share in SHARES:
-        policy = policy_of(mode, setting, share)
-        stats = routed_cache_stats(routing, sizes, policy)
-        found[share] = simulator.pass_seconds(policy, decode_slice(policy, context), stats)
-    return found
+    policy = policy_of(mode, setting, share)
+    cached = policy.schedule == "expert_cache"
+    stats = routed_cache_stats(recorded(setting), simulator.rates.sizes, policy) if cached else None
+    return simulator.pass_seconds(policy, decode_slice(policy, context), stats)
+
+
+def simulated_best(mode: str, setting: Setting, simulator: Simulator) -> dict[str, float]:
+    """A decode pass, with the share of missed experts copied at which it is fastest."""
+    on_cpu = mode.endswith(ON_CPU)
+    shares = (
+        simulated_shares(mode, setting, simulator) if on_cpu else {1.0: simulated_seconds(mode, setting, simulator)}
+    )
+    best = min(shares, key=lambda share: shares[share])
+    seconds = shares[best]
+    return {"experts_on_gpu": best, "simulated_seconds": seconds, "tokens_per_s": setting.batch / seconds}
 
 
 def recorded(setting: Setting) -> Routing:
