@@ -48,6 +48,11 @@ class SequenceTable:
         return np.flatnonzero(self.active & ~self.sits_out & (self.made > 0))
 
     @property
+    def waiting(self) -> Slots:
+        """Slots that sit the next pass out; their latest tokens are known."""
+        return np.flatnonzero(self.active & self.sits_out)
+
+    @property
     def entering(self) -> Slots:
         """Slots whose prompt comes next."""
         return np.flatnonzero(self.active & (self.made == 0))

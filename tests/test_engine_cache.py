@@ -1,6 +1,7 @@
 """Outputs never depend on the expert cache: any policy, any number of slots, right, wrong and no predictions."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -185,6 +186,31 @@ def test_right_predictions_are_of_the_tokens_that_come_next(model: Checkpoint) -
             for row in followed.experts[followed.step == at]:
                 np.put_along_axis(chosen, row, True, axis=1)
             assert (chosen == (said > 0.5)).all()
+
+
+def test_in_turns_the_pass_that_follows_is_the_other_batch(model: Checkpoint) -> None:
+    """Whose tokens are known: with the recording as predictions, what follows is what the next pass chooses."""
+    prompts, first = [tuple(range(3, 3 + n)) for n in (9, 30, 4, 12)], RoutingRecorder()
+    with Engine(model, policy_of(model, "lru", 8), device="cpu", recorder=first) as engine:
+        list(engine.generate(prompts, Sampling(6, ignore_eos=True)))
+    recorded = first.trace()
+    assert recorded is not None
+    replay = replay_of(recorded, true_predictions(recorded))
+    told: list[tuple[list[int], ExpectedDemand]] = []
+
+    def forecast(batch: Batch, table: SequenceTable) -> ExpectedDemand:
+        slots = [slot for rows in batch.rows for slot in rows.slots.tolist()]
+        told.append((slots, demand := replay(batch, table)))
+        return demand
+
+    policy = policy_of(model, "predictive", 12).resized(1, 2)
+    with Engine(model, policy, device="cpu", forecast=forecast, units=Units(2)) as engine:
+        engine.runner.replay = replay
+        list(engine.generate(prompts, Sampling(6, ignore_eos=True)))
+    assert len(told) == 10
+    for (slots, demand), (others, after) in pairwise(told):
+        assert set(slots) != set(others)
+        np.testing.assert_array_equal(demand.following, after.now)
 
 
 def test_recorded_routing_is_followed(model: Checkpoint) -> None:

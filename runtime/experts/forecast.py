@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from hrm.predict.path_predictions import ExpectedDemand, PathPredictions, joined
 from runtime.batch import Batch
+from runtime.experts.expected_demand import expected_demand
 from runtime.experts.predictor import RoutingPredictor
 from runtime.experts.predictor_inference import predict_paths
 from runtime.experts.predictor_metrics import top_k_mask
@@ -24,7 +25,7 @@ class PathForecast:
     def __call__(self, batch: Batch, table: SequenceTable) -> ExpectedDemand:
         """What the tokens of a decode pass will choose, and those of the pass after it."""
         slots = np.concatenate([rows.slots for rows in batch.rows])
-        return self.predictions(table, slots).of_pass(slice(None))
+        return expected_demand(self.predictions(table, slots), self.predictions, table)
 
     def predictions(self, table: SequenceTable, slots: Slots) -> PathPredictions:
         """Of each slot's latest token, [B, L, E]."""

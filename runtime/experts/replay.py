@@ -13,6 +13,7 @@ from hrm.errors import WorkloadError
 from hrm.predict.path_predictions import UNKNOWN, ExpectedDemand, PathPredictions, joined
 from hrm.predict.routing_trace import RoutingTrace
 from runtime.batch import Batch, Rows
+from runtime.experts.expected_demand import expected_demand
 from runtime.experts.predictor_metrics import top_k_mask
 from runtime.models.config import ModelConfig
 from runtime.requests.request import Request
@@ -58,8 +59,8 @@ class RoutingReplay:
         """What is predicted of a decode pass and of the next one."""
         if self.predictions is None:
             return UNKNOWN
-        found = [self._predicted(table, rows.slots, rows.positions) for rows in batch.rows]
-        return joined(found).of_pass(slice(None))
+        own = joined([self._predicted(table, rows.slots, rows.positions) for rows in batch.rows])
+        return expected_demand(own, self._waiting, table)
 
     def paths(self, table: SequenceTable, slots: Slots) -> NDArray[np.bool_]:
         """Predicted paths of the slots' latest tokens, [B, L, E].
@@ -70,7 +71,11 @@ class RoutingReplay:
         if self.predictions is None:
             raise WorkloadError("routing replay: has no predictions to regroup by; give them, or run without units")
         top_k = next(iter(self.experts.values())).shape[2]
-        return top_k_mask(self._predicted(table, slots, table.cached[slots]).now.astype(np.float32), top_k)
+        return top_k_mask(self._waiting(table, slots).now.astype(np.float32), top_k)
+
+    def _waiting(self, table: SequenceTable, slots: Slots) -> PathPredictions:
+        """Of the latest tokens of slots that no pass has taken on yet."""
+        return self._predicted(table, slots, table.cached[slots])
 
     def _predicted(self, table: SequenceTable, slots: Slots, positions: Slots) -> PathPredictions:
         """Of the tokens at these positions, whose experts the recording holds in the same rows."""
