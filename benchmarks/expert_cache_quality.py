@@ -28,7 +28,8 @@ from hrm.predict.path_predictions import PathPredictions
 from hrm.predict.routing_demand import pass_demand
 from hrm.predict.routing_hit_rates import hit_rate_of
 from hrm.predict.routing_predictions import load_predictions
-from hrm.predict.routing_trace import RoutingTrace, load_routing_trace
+from hrm.predict.routing_trace import RoutingTrace
+from hrm.predict.routing_trace_file import load_routing_trace
 from runtime.experts.predictor_metrics import chosen_mask, top_k_mask
 from runtime.experts.token_scheduler import distinct_experts, regroup
 

@@ -10,7 +10,8 @@ from scaled_routing import scale_of, scaled_replay
 
 from hrm.predict.path_predictions import ExpectedDemand, PathPredictions
 from hrm.predict.routing_predictions import load_predictions
-from hrm.predict.routing_trace import RoutingTrace, load_routing_trace
+from hrm.predict.routing_trace import RoutingTrace
+from hrm.predict.routing_trace_file import load_routing_trace
 from hrm.spec.policy import Policy
 from hrm.spec.units import parse_quantity
 from runtime.batch import Batch

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from small_moe_corpus import Corpus
 
 from hrm.errors import HrmError
-from hrm.predict.routing_trace import RoutingTrace, check_trace, save_routing_trace
+from hrm.predict.routing_checks import check_trace
+from hrm.predict.routing_trace import RoutingTrace
+from hrm.predict.routing_trace_file import save_routing_trace
 from hrm.spec.policy import Policy
 from runtime.checkpoint.checkpoint import Checkpoint
 from runtime.engine import Engine

@@ -29,7 +29,8 @@ from hrm.predict.routing import inclusion_probabilities
 from hrm.predict.routing_lru import lru_hit_rate
 from hrm.predict.routing_predictions import save_predictions
 from hrm.predict.routing_source import Routing, routed_cache_stats
-from hrm.predict.routing_trace import RoutingTrace, save_routing_trace
+from hrm.predict.routing_trace import RoutingTrace
+from hrm.predict.routing_trace_file import save_routing_trace
 from hrm.predict.simulate import PassSimulation, Simulator
 from hrm.predict.throughput import simulate_throughput
 from hrm.roofline.linear import expert_operator
@@ -49,6 +50,7 @@ from hrm.spec.hardware import load_profile
 from hrm.spec.model import FfnSpec, ModelSpec
 from hrm.spec.model_config import load_model
 from hrm.spec.policy import Policy
+from hrm.spec.policy_file import save_policy
 from hrm.spec.precision import Precision
 from hrm.spec.workload import make_workload
 
@@ -638,9 +640,28 @@ def test_search_and_simulate_take_a_trace_and_predictions(hrm: Invoke, tmp_path:
     assert rates["predicted"] != rates["uniform"]
 
 
+def test_predicting_takes_its_time_before_every_decode_pass(hrm: Invoke, tmp_path: Path):
+    path = tmp_path / "policy.yaml"
+    save_policy(cached("predictive", batch_size=4, weights_on_gpu=0.25), path)
+    words = ("simulate", *QWEN, "--policy", str(path), "--routing", "zipf:1.1")
+    plain, told = (json.loads(hrm(*words, "--json", *more)[1]) for more in ((), ("--forecast-time", "50 ms")))
+    assert (plain["forecast_seconds"], told["forecast_seconds"]) == (0.0, 0.05)
+    assert told["decode_seconds"] == pytest.approx(plain["decode_seconds"] + 7 * 0.05)  # of --gen-len 8
+    assert told["makespan_seconds"] == plain["makespan_seconds"]
+    assert "after 50 ms of predicting" in hrm(*words, "--forecast-time", "50 ms")[1]
+    gains = {}
+    for time in ("0.001 ms", "10 s"):
+        code, out, _ = hrm("crossover", *QWEN, "--batches", "4", "--gpu-experts", "--forecast-time", time, "--json")
+        gains[time] = json.loads(out)["points"][0]["winner"]
+    assert gains["0.001 ms"] == "predictive" != gains["10 s"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (("search", "--forecast-time", "5 ms"), "--forecast-time is of a predictive cache; give --routing"),
+        (("search", "--routing", "uniform", "--forecast-time", "5"), "--forecast-time"),
+        (("simulate", "--forecast-time", "5 ms"), "--forecast-time: needs --routing, and a policy with expert_cache"),
         (("search", "--predictions", "p.npz"), "are of a routing trace; give that to --routing"),
         (("search", "--routing", "uniform", "--predictions", "p.npz"), "are of a routing trace"),
         (("crossover", "--batches", "0"), "give whole numbers from 1 on"),

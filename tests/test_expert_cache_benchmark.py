@@ -9,7 +9,7 @@ import pytest
 from hrm.predict.cache_replay import true_predictions
 from hrm.predict.routing_demand import first_prompts
 from hrm.predict.routing_predictions import save_predictions
-from hrm.predict.routing_trace import load_routing_trace, save_routing_trace
+from hrm.predict.routing_trace_file import load_routing_trace, save_routing_trace
 
 ROOT = Path(__file__).parent.parent
 TINY = {

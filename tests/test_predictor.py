@@ -18,7 +18,8 @@ from transformers.models.t5.modeling_t5 import T5Attention
 from hrm.errors import CheckpointError, HrmError, WorkloadError
 from hrm.predict.path_predictions import joined
 from hrm.predict.routing_predictions import load_predictions
-from hrm.predict.routing_trace import RoutingTrace, save_routing_trace
+from hrm.predict.routing_trace import RoutingTrace
+from hrm.predict.routing_trace_file import save_routing_trace
 from runtime.checkpoint.checkpoint import Checkpoint
 from runtime.experts.model_embeddings import model_embeddings
 from runtime.experts.predictor import RoutingPredictor, predictor_bytes
@@ -415,12 +416,14 @@ def test_train_and_evaluate(hrm: Invoke, folder: Path) -> None:
     baselines = ("--train-trace", f"{folder}/train.npz")
     code, out, _ = hrm(*evaluate_words(folder, *baselines, "--batches", "4"))
     assert code == 0 and "token lookup" in out and "previous layer is given" in out
+    assert "Predicting a decode pass takes" in out and "for 4 sequences here" in out
     predictions = folder / "predictions.npz"
     code, out, _ = hrm(*evaluate_words(folder, "--json", "--batches", "2,4", "--predictions", f"{predictions}"))
     report = json.loads(out)
     assert list(report["methods"]) == ["predictor"] and not report["seen"]
     assert [active["batch_size"] for active in report["methods"]["predictor"]["active"]] == [2, 4]
     assert report["following"]["predictor"]["recall"] > 0
+    assert set(report["forecast_seconds"]) == {"2", "4"} and min(report["forecast_seconds"].values()) > 0
     assert load_predictions(predictions, toy_trace(8, 2)).now.shape == (128, LAYERS, EXPERTS)
     seen = hrm(*evaluate_words(folder, "--trace", f"{folder}/train.npz", "--json"))
     assert json.loads(seen[1])["seen"] and "trained on this trace" in seen[2]

@@ -17,8 +17,10 @@ from hrm.cli.routing_option import read_cache_stats
 from hrm.errors import WorkloadError
 from hrm.predict.rates import Rates
 from hrm.predict.routing import MAX_EXPONENT, inclusion_probabilities, uniform_cache_stats, zipf_cache_stats
+from hrm.predict.routing_checks import check_trace
 from hrm.predict.routing_replay import Replacement, trace_cache_stats
-from hrm.predict.routing_trace import REQUIRED, RoutingTrace, check_trace, load_routing_trace, save_routing_trace
+from hrm.predict.routing_trace import RoutingTrace
+from hrm.predict.routing_trace_file import REQUIRED, load_routing_trace, save_routing_trace
 from hrm.predict.simulate import Simulator
 from hrm.predict.throughput import generation_seconds
 from hrm.roofline.sizes import Sizes

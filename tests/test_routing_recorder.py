@@ -17,7 +17,9 @@ from typer.testing import CliRunner
 
 from hrm.cli.main import app
 from hrm.errors import HrmError, WorkloadError
-from hrm.predict.routing_trace import RoutingTrace, check_trace, load_routing_trace
+from hrm.predict.routing_checks import check_trace
+from hrm.predict.routing_trace import RoutingTrace
+from hrm.predict.routing_trace_file import load_routing_trace
 from hrm.spec.model import ModelSpec
 from runtime.checkpoint.checkpoint import Checkpoint
 from runtime.cli.run_routing import recorded_routing

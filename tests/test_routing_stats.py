@@ -18,13 +18,15 @@ from hrm.plotting.routing_figures import routing_figures
 from hrm.predict.cache_replay import true_predictions
 from hrm.predict.path_predictions import PathPredictions
 from hrm.predict.routing import inclusion_probabilities
+from hrm.predict.routing_checks import check_trace
 from hrm.predict.routing_demand import choice_frequency, first_prompts, pass_demand
 from hrm.predict.routing_hit_rates import cache_sizes, hit_rates
 from hrm.predict.routing_predictions import load_predictions, save_predictions
 from hrm.predict.routing_reuse import distinct_experts, reuse_distance
 from hrm.predict.routing_skew import fit_zipf, layer_skew, zipf_shares
 from hrm.predict.routing_stats import routing_stats
-from hrm.predict.routing_trace import RoutingTrace, check_trace, load_routing_trace, save_routing_trace
+from hrm.predict.routing_trace import RoutingTrace
+from hrm.predict.routing_trace_file import load_routing_trace, save_routing_trace
 from hrm.spec.model_config import load_model
 
 matplotlib.use("Agg")

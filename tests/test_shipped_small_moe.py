@@ -8,7 +8,8 @@ import pytest
 import torch
 from runtime_policies import RESIDENT, make_policy
 
-from hrm.predict.routing_trace import RoutingTrace, load_routing_trace
+from hrm.predict.routing_trace import RoutingTrace
+from hrm.predict.routing_trace_file import load_routing_trace
 from runtime.checkpoint.checkpoint import Checkpoint
 from runtime.engine import Engine
 from runtime.experts.predictor_baselines import token_lookup

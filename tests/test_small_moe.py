@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, MixtralConfig
 from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 
 from hrm.errors import HrmError
-from hrm.predict.routing_trace import RoutingTrace, load_routing_trace
+from hrm.predict.routing_trace import RoutingTrace
+from hrm.predict.routing_trace_file import load_routing_trace
 from runtime.checkpoint.checkpoint import Checkpoint
 from runtime.checkpoint.tokenizer import load_tokenizer
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hrm.cli import options as opt
-from hrm.cli.routing_option import PredictionsOption
+from hrm.cli.routing_option import ForecastTimeOption, PredictionsOption
 
 if TYPE_CHECKING:
     from hrm.predict.rates import Rates
+    from hrm.predict.routing_source import Routing
     from hrm.search.crossover import Crossover
 
 
@@ -31,6 +32,7 @@ def crossover(
         str, typer.Option(help="How tokens choose experts: uniform, zipf:EXPONENT, or a routing trace (.npz).")
     ] = "uniform",
     predictions: PredictionsOption = None,
+    forecast_time: ForecastTimeOption = None,
     batches: Annotated[str, typer.Option(help="Batch sizes.")] = "1,2,4,8,16,32,64,128,256",
     gpu_experts: Annotated[
         bool, typer.Option("--gpu-experts", help="Leave out policies that compute experts on the CPU.")
@@ -47,6 +49,7 @@ def crossover(
     from hrm.cli.crossover_tables import print_crossover
     from hrm.cli.output import check_figure, print_json
     from hrm.cli.routing import parse_batches
+    from hrm.cli.routing_option import read_routing
     from hrm.report.crossover_report import crossover_report
 
     check_figure(plot)
@@ -54,7 +57,8 @@ def crossover(
     rates = opt.read_rates(
         profile, model, opt.read_workload(workload, prompt_len, prompt_len_max, gen_len, padded), dtype, kv_dtype
     )
-    result = _run(rates, routing, predictions, sizes, schedule, gpu_experts)
+    read = read_routing(routing, predictions, rates.model, forecast_time)
+    result = _run(rates, read, sizes, schedule, gpu_experts)
     if plot is not None:
         from hrm.plotting.cache_crossover import crossover_figure
         from hrm.plotting.figures import save_figure
@@ -67,13 +71,9 @@ def crossover(
         print_crossover(result)
 
 
-def _run(
-    rates: Rates, option: str, predictions: Path | None, batches: tuple[int, ...], schedule: str, gpu_experts: bool
-) -> Crossover:
+def _run(rates: Rates, routing: Routing, batches: tuple[int, ...], schedule: str, gpu_experts: bool) -> Crossover:
     from hrm.cli.progress import progress_bar
-    from hrm.cli.routing_option import read_routing
     from hrm.search.crossover import crossover as compare
 
-    routing = read_routing(option, predictions, rates.model)
     with progress_bar("batch sizes compared") as update:
         return compare(rates, routing, batches, schedule, not gpu_experts, update)

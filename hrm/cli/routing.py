@@ -76,7 +76,7 @@ def _read(
 ) -> tuple[RoutingTrace, PathPredictions | None]:
     from hrm.predict.routing_demand import first_prompts
     from hrm.predict.routing_predictions import load_predictions
-    from hrm.predict.routing_trace import load_routing_trace
+    from hrm.predict.routing_trace_file import load_routing_trace
     from hrm.spec.model_config import load_model
 
     trace = load_routing_trace(path, None if model is None else load_model(model))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hrm.cli import options as opt
-from hrm.cli.routing_option import PredictionsOption
+from hrm.cli.routing_option import ForecastTimeOption, PredictionsOption
 from hrm.errors import WorkloadError
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def search(
         typer.Option(help="Also compare expert caches with streaming: uniform, zipf:EXPONENT, or a trace (.npz)."),
     ] = None,
     predictions: PredictionsOption = None,
+    forecast_time: ForecastTimeOption = None,
     verify: Annotated[bool, typer.Option("--verify", help="Also enumerate every cell, and compare (slow).")] = False,
     json: opt.JsonOption = False,
 ) -> None:
@@ -62,7 +63,7 @@ def search(
     rates = opt.read_rates(
         profile, model, opt.read_workload(workload, prompt_len, prompt_len_max, gen_len, padded), dtype, kv_dtype
     )
-    read = _read_routing(routing, predictions, rates)
+    read = _read_routing(routing, predictions, forecast_time, rates)
     result = search_policy(rates, schedule, max(top, refine))
     refined = _refine(result, refine) if refine else ()
     choice = _compare(result, read) if read is not None else None
@@ -80,12 +81,16 @@ def search(
         raise typer.Exit(code=1)
 
 
-def _read_routing(option: str | None, predictions: Path | None, rates: Rates) -> Routing | None:
+def _read_routing(
+    option: str | None, predictions: Path | None, forecast_time: str | None, rates: Rates
+) -> Routing | None:
     from hrm.cli.routing_option import read_routing
 
     if option is None and predictions is not None:
         raise WorkloadError("--predictions are of a routing trace; give that to --routing")
-    return None if option is None else read_routing(option, predictions, rates.model)
+    if option is None and forecast_time is not None:
+        raise WorkloadError("--forecast-time is of a predictive cache; give --routing, which compares caches")
+    return None if option is None else read_routing(option, predictions, rates.model, forecast_time)
 
 
 def _compare(result: SearchResult, routing: Routing) -> Crossover:

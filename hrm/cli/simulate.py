@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hrm.cli import options as opt
-from hrm.cli.routing_option import PredictionsOption
+from hrm.cli.routing_option import ForecastTimeOption, PredictionsOption
 
 if TYPE_CHECKING:
     from hrm.predict.rates import Rates
@@ -35,6 +35,7 @@ def simulate(
         str | None, typer.Option(help="expert_cache only: uniform, zipf:EXPONENT, or a routing trace (.npz).")
     ] = None,
     predictions: PredictionsOption = None,
+    forecast_time: ForecastTimeOption = None,
     trace: Annotated[Path | None, typer.Option(help="Write a Chrome trace (JSON) that Perfetto opens.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write a Gantt chart: .png, .svg or .pdf.")] = None,
     graph: Annotated[Path | None, typer.Option(help="Write the task graph as text.")] = None,
@@ -52,7 +53,7 @@ def simulate(
     read = opt.read_workload(workload, prompt_len, prompt_len_max, gen_len, padded)
     rates = opt.read_rates(profile, model, read, dtype, kv_dtype)
     chosen = load_policy(policy) if policy else _best(rates, schedule, prefill)
-    cache = read_cache_stats(routing, rates, chosen, predictions)
+    cache = read_cache_stats(routing, rates, chosen, predictions, forecast_time)
     result = _simulate(rates, chosen, prefill, requests, cache)
     _write(result, trace, plot, graph)
     if json:

@@ -37,6 +37,8 @@ def _seconds(value: float) -> str:
 def _print_pass(result: SimulationResult) -> None:
     timeline, graph = result.simulation.timeline, result.simulation.timeline.graph
     title = f"One {result.pass_name} pass: {format_seconds(timeline.makespan)}, {len(graph.tasks):,} tasks"
+    if result.forecast_seconds:
+        title += f", after {format_seconds(result.forecast_seconds)} of predicting"
     busy, shares = timeline.busy_seconds, timeline.utilisation
     rows = [
         (str(r), f"{len(queue):,}", format_seconds(busy[r]), f"{shares[r]:.1%}", _longest_bubble(timeline, r))

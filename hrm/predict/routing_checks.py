@@ -1,19 +1,14 @@
 """What a routing trace must not contradict: itself, and the model it is of."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hrm.errors import WorkloadError
 from hrm.predict.npz_file import describe
+from hrm.predict.routing_trace import RoutingTrace
 from hrm.spec.model import ModelSpec
-
-if TYPE_CHECKING:
-    from hrm.predict.routing_trace import RoutingTrace
-
 
 MOST_EXPERTS = 1 << 16  # per layer; more is a damaged file, not a model
 

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from hrm.errors import WorkloadError
 from hrm.predict.decode_passes import decode_passes
-from hrm.predict.routing_trace import RoutingTrace, check_trace
+from hrm.predict.routing_checks import check_trace
+from hrm.predict.routing_trace import RoutingTrace
 from hrm.schedule.build import CacheStats
 from hrm.spec.model import ModelSpec
 

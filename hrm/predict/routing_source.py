@@ -20,11 +20,14 @@ _REPLACED: dict[ExpertCacheMode, Replacement] = {"lru": "lru", "lfu": "lfu", "st
 
 @dataclass(frozen=True, eq=False)
 class Routing:
-    """A Zipf exponent (0: uniform routing), or a trace with or without predictions of it."""
+    """A Zipf exponent (0: uniform routing), or a trace with or without predictions of it. forecast_seconds: what
+    predicting takes before a pass with a predictive cache.
+    """
 
     exponent: float = 0.0
     trace: RoutingTrace | None = None
     predictions: PathPredictions | None = None
+    forecast_seconds: float = 0.0
 
     @property
     def modes(self) -> tuple[ExpertCacheMode, ...]:
@@ -67,6 +70,8 @@ def routed_cache_stats(routing: Routing, sizes: Sizes, policy: Policy) -> CacheS
     if policy.expert_cache == "rows":
         hits = tuple(policy.weights_on_gpu if touched else 0.0 for touched in stats.touched)
         return replace(stats, hit_rate=hits)
+    if policy.expert_cache == "predictive":
+        return replace(stats, forecast_seconds=routing.forecast_seconds)
     return stats
 
 

@@ -36,4 +36,5 @@ def simulate_policy(
     batch = simulate_throughput(simulator, policy, cache)
     memory = memory_over_time(simulation.timeline, simulation.costs, prediction)
     gap = explain_gap(rates, simulation.timeline)
-    return SimulationResult(policy, name, simulation, gap, batch, memory, run)
+    before = cache.forecast_seconds if cache is not None and work.decodes else 0.0
+    return SimulationResult(policy, name, simulation, gap, batch, memory, run, before)

@@ -13,7 +13,10 @@ from hrm.spec.policy import Policy
 
 @dataclass(frozen=True)
 class SimulationResult:
-    """One pass of a policy in full, a batch's generation, and where asked for a run of many requests."""
+    """One pass of a policy in full, a batch's generation, and where asked for a run of many requests.
+
+    forecast_seconds: what predicting takes before the pass.
+    """
 
     policy: Policy
     pass_name: str
@@ -22,6 +25,7 @@ class SimulationResult:
     batch: SimulatedThroughput
     memory: MemoryOverTime
     run: GenerationRun | None = None
+    forecast_seconds: float = 0.0
 
 
 def simulation_report(result: SimulationResult) -> dict[str, Any]:
@@ -31,6 +35,7 @@ def simulation_report(result: SimulationResult) -> dict[str, Any]:
         "schedule": result.policy.schedule,
         "pass": result.pass_name,
         "makespan_seconds": timeline.makespan,
+        "forecast_seconds": result.forecast_seconds,
         "lower_bound_seconds": result.simulation.lower_bound_seconds,
         "binding": result.simulation.binding,
         "utilisation": {str(r): share for r, share in timeline.utilisation.items()},

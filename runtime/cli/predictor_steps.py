@@ -12,8 +12,10 @@ from hrm.cli.progress import progress_bar
 from hrm.errors import HrmError
 from hrm.predict.path_predictions import PathPredictions
 from hrm.predict.routing_predictions import save_predictions, trace_checksum
-from hrm.predict.routing_trace import RoutingTrace, load_routing_trace
+from hrm.predict.routing_trace import RoutingTrace
+from hrm.predict.routing_trace_file import load_routing_trace
 from hrm.spec.model import ModelSpec
+from hrm.spec.units import format_seconds
 from runtime.cli import predictor_tables as tables
 from runtime.experts.predictor import RoutingPredictor
 from runtime.experts.predictor_data import load_labels, select_domain
@@ -139,6 +141,8 @@ def print_evaluation(evaluation: Evaluation, json: bool) -> None:
     print_table(
         "Recall with top-k predicted, by MoE layer", tables.layer_columns(evaluation), tables.layer_rows(evaluation)
     )
+    times = ", ".join(f"{format_seconds(s)} for {size}" for size, s in evaluation.forecast_seconds.items())
+    print_text(f"Predicting a decode pass takes {times} sequences here (--forecast-time of hrm search).")
     if "previous layer" in evaluation.methods:
         print_text(
             "previous layer is given the real experts of the layer before; it knows nothing one layer further ahead."

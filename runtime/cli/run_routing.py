@@ -36,7 +36,7 @@ def recorded_routing(path: Path | None) -> Iterator[RoutingRecorder | None]:
 
 
 def _write(recorder: RoutingRecorder, path: Path) -> None:
-    from hrm.predict.routing_trace import save_routing_trace
+    from hrm.predict.routing_trace_file import save_routing_trace
 
     trace = recorder.trace()
     if trace is None:

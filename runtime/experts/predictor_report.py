@@ -13,6 +13,7 @@ from runtime.experts.predictor_baselines import BASELINES
 from runtime.experts.predictor_data import followed_rows
 from runtime.experts.predictor_file import LoadedPredictor, TrainedOn
 from runtime.experts.predictor_metrics import Quality, SetAccuracy, measure_quality, top_k_accuracy
+from runtime.experts.predictor_speed import forecast_seconds
 
 BATCH_SIZES = (4, 16)
 PREDICTOR = "predictor"
@@ -22,7 +23,8 @@ BY_TOKEN = ("layer frequency", "token lookup")  # baselines that know no expert 
 @dataclass(frozen=True)
 class Evaluation:
     """Quality by method, the predictor first. seen: the predictor was trained on this very trace. following: of the
-    experts of the token behind each, with top_k predicted.
+    experts of the token behind each, with top_k predicted. forecast_seconds: by batch size, what predicting a decode
+    pass takes on this machine.
     """
 
     model: str
@@ -35,6 +37,7 @@ class Evaluation:
     seen: bool
     methods: dict[str, Quality]
     following: dict[str, SetAccuracy]
+    forecast_seconds: dict[int, float]
 
 
 def evaluate_predictor(
@@ -59,6 +62,7 @@ def evaluate_predictor(
     return Evaluation(
         test.model, len(test.experts), prompts, threshold, _parameters(predictor), predictor_bytes(predictor),
         loaded.trained_on, seen, methods, _following(predictions, test, train),
+        forecast_seconds(predictor, test, batch_sizes),
     )  # fmt: skip
 
 
