@@ -17,8 +17,6 @@ from runtime.memory.staging import Staging
 from runtime.models.config import ModelConfig
 from runtime.models.family import Family
 
-CREEPING = ("tables", "kv_stage")  # buffers that grow with the context; the others with what a micro-batch may hold
-
 
 @dataclass
 class ModelMemory:
@@ -43,7 +41,7 @@ class ModelMemory:
         """The page-locked buffer of one purpose and micro-batch (None: all of them)."""
         key = (name, -1 if micro_batch is None else micro_batch)
         if key not in self._stagings:
-            self._stagings[key] = Staging(self.device, name in CREEPING)
+            self._stagings[key] = Staging(self.device)
         return self._stagings[key]
 
     def moe_place(self, layer: int) -> int:

@@ -651,7 +651,8 @@ def test_predicting_takes_its_time_before_every_decode_pass(hrm: Invoke, tmp_pat
     assert "after 50 ms of predicting" in hrm(*words, "--forecast-time", "50 ms")[1]
     gains = {}
     for time in ("0.001 ms", "10 s"):
-        code, out, _ = hrm("crossover", *QWEN, "--batches", "4", "--gpu-experts", "--forecast-time", time, "--json")
+        code, out, err = hrm("crossover", *QWEN, "--batches", "4", "--gpu-experts", "--forecast-time", time, "--json")
+        assert code == 0, err
         gains[time] = json.loads(out)["points"][0]["winner"]
     assert gains["0.001 ms"] == "predictive" != gains["10 s"]
 

@@ -16,7 +16,7 @@ class Scratch:
 
     def __call__(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A tensor over the buffer of that name; what an earlier call returned is overwritten through it."""
-        return self._buffers.setdefault(name, Staging(_CPU, creeps=True)).host(shape, dtype)
+        return self._buffers.setdefault(name, Staging(_CPU)).host(shape, dtype)
 
     @property
     def nbytes(self) -> int:

@@ -16,13 +16,12 @@ WORD_BYTES = WORD.itemsize
 class Staging:
     """Page-locked bytes that grow with need; plain memory where there is no GPU.
 
-    creeps: whether what it holds grows a little from pass to pass, as with the context. It then takes an eighth more
-    than it needs, so that it seldom grows: page-locking waits for the device.
+    At first they are as many as are needed. What has to grow may go on growing, as with the context or while a batch
+    fills up: it takes an eighth more than it needs then, since page-locking waits for the device.
     """
 
-    def __init__(self, device: torch.device, creeps: bool = False) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._need_eighths = 9 if creeps else 8
         self._buffer: HostBuffer | None = None
         self._words: Tensor | None = None
 
@@ -35,8 +34,8 @@ class Staging:
         """A tensor over the beginning of the buffer; what an earlier call returned is overwritten through it."""
         need = torch.Size(shape).numel() * dtype.itemsize
         if self._buffer is None or self._buffer.nbytes < need:
-            self._words = None
-            self._buffer = HostBuffer(max(4096, -(-need * self._need_eighths // (8 * WORD_BYTES)) * WORD_BYTES))
+            self._words, eighths = None, 8 if self._buffer is None else 9
+            self._buffer = HostBuffer(max(4096, -(-need * eighths // (8 * WORD_BYTES)) * WORD_BYTES))
             if self.device.type == "cuda":
                 self._buffer.lock()
                 self._words = device_view(self._buffer.bytes, self.device)
