@@ -22,13 +22,21 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Scale:
-    """The larger model's MoE layers, experts and top_k; copies and experts per expert of the small model's."""
+    """The larger model's MoE layers, experts and top_k; copies and experts per expert of the small model's, and its
+    top_k.
+    """
 
     layers: int
     experts: int
     top_k: int
     copies: int
     spread: int
+    small_top_k: int
+
+    @property
+    def kept(self) -> int:
+        """How many of a small model's token's choices a copy takes."""
+        return max(1, self.top_k // self.copies)
 
 
 def scale_of(trace: RoutingTrace, layers: int, experts: int, top_k: int) -> Scale:
@@ -46,7 +54,7 @@ def scale_of(trace: RoutingTrace, layers: int, experts: int, top_k: int) -> Scal
             f"routing of {small} experts, top_k {k}, cannot stand for {experts} experts, top_k {top_k}: top_k must be "
             f"1 or a multiple of {k}, and experts one of {copies * small}"
         )
-    return Scale(layers, experts, top_k, copies, experts // (copies * small))
+    return Scale(layers, experts, top_k, copies, experts // (copies * small), k)
 
 
 def scaled_replay(
@@ -74,8 +82,11 @@ def scaled_replay(
 def _scaled(own: list[PathPredictions], layer_of: Ints, scale: Scale) -> PathPredictions:
     """Of the copies' prompts, [S, L0, E0] each -> [S, L, E]."""
 
+    kept = np.float32(scale.kept / scale.small_top_k)  # of the choices, so of the probabilities, which sum to top_k
+
     def laid_out(parts: list[Probabilities]) -> NDArray[np.float16]:
-        return np.concatenate([_spread_out(part[:, layer_of], scale) for part in parts], axis=2).astype(np.float16)
+        wide = [_spread_out(kept * part[:, layer_of], scale) for part in parts]
+        return np.concatenate(wide, axis=2).astype(np.float16)
 
     following = [each.following for each in own if each.following is not None]
     return PathPredictions(laid_out([each.now for each in own]), laid_out(following) if following else None)
@@ -83,7 +94,7 @@ def _scaled(own: list[PathPredictions], layer_of: Ints, scale: Scale) -> PathPre
 
 def _choices(chosen: Ints, copy: int, scale: Scale) -> Ints:
     """[S, L, k0] -> [S, L, k / copies] in the copy's block."""
-    kept = chosen[:, :, : max(1, scale.top_k // scale.copies)]
+    kept = chosen[:, :, : scale.kept]
     within = kept * scale.spread + chosen[:, :, 1:2] % scale.spread
     return copy * (scale.experts // scale.copies) + within
 

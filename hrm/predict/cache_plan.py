@@ -10,8 +10,9 @@ CachePolicy = Literal["lru", "lfu", "static", "predictive"]
 Key = tuple[int, int]  # MoE layer, expert
 
 
-LOOKAHEAD_BYTES = 64 << 20  # of experts copied ahead between two gates: enough that the link rests little, and few of
-# them displace what would have been used again (512 MiB moved three times the bytes of an LRU cache)
+LOOKAHEAD_BYTES = 32 << 20  # of experts copied ahead between two gates. About what fast links bring while a layer does
+# not wait for them: more is in the way of corrections and displaces what would have been used (512 MiB moved three
+# times the bytes of an LRU cache; 64 MiB cost up to a tenth of a pass in simulation, 16 to 40 MiB are alike)
 
 
 def lookahead(expert_bytes: float) -> int:
