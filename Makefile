@@ -3,6 +3,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# bytecode is written when a module is first imported, and not of all that is installed
+INSTALL := $(BIN)/pip install --quiet --no-compile --disable-pip-version-check
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test lint types unit notebooks clean
 
@@ -36,14 +39,14 @@ $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.core: $(VENV)/bin/pip pyproject.toml constraints.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(INSTALL) -c constraints.txt -e .
 	touch $@
 
 # torch by its exact pin first: an open range would let pip take a build with gigabytes of GPU libraries
-$(VENV)/.test: $(VENV)/.core
-	$(BIN)/pip install --quiet --disable-pip-version-check torch==$$(sed -n 's/^torch==//p' constraints.txt)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
-	touch $@
+$(VENV)/.test: $(VENV)/bin/pip pyproject.toml constraints.txt
+	$(INSTALL) torch==$$(sed -n 's/^torch==//p' constraints.txt)
+	$(INSTALL) -c constraints.txt -e ".[test]"
+	touch $(VENV)/.core $@
 
 clean:
 	rm -rf $(VENV) out build *.egg-info
