@@ -25,9 +25,10 @@ from runtime.experts.model_embeddings import model_embeddings
 from runtime.experts.predictor import RoutingPredictor, predictor_bytes
 from runtime.experts.predictor_baselines import BASELINES, layer_frequencies, smoothed_shares
 from runtime.experts.predictor_data import load_labels, select_rows, split_prompts, window_spans
-from runtime.experts.predictor_file import load_predictor, save_predictor, trained_on
+from runtime.experts.predictor_file import LoadedPredictor, load_predictor, save_predictor, trained_on
 from runtime.experts.predictor_inference import predict_paths, predict_trace
 from runtime.experts.predictor_metrics import measure_quality, pass_rows
+from runtime.experts.predictor_report import evaluate_predictor
 from runtime.experts.predictor_settings import PredictorSettings, PredictorTarget, TrainingOptions
 from runtime.experts.predictor_training import Training, train_predictor
 from runtime.experts.t5_layers import position_buckets
@@ -195,6 +196,26 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_the_generator_alone() -
     states = [p.state_dict() for p in (first, second, other)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert not all(torch.equal(states[0][name], states[2][name]) for name in states[0])
+
+
+def test_prompts_of_one_token_have_nothing_that_follows() -> None:
+    options, trace = TrainingOptions(epochs=1, batch_tokens=64), toy_trace(20, 1, length=1)
+    training = train_predictor(trace, TARGET, SMALL, options, CPU)
+    found = predict_trace(training.predictor, trace)
+    assert found.following is not None and np.isfinite(found.now).all() and np.isfinite(found.following).all()
+    loaded = LoadedPredictor(training.predictor, trained_on(training, trace, options, None))
+    assert evaluate_predictor(loaded, found, trace, trace, 0.5, (4,)).following == {}
+
+
+def test_what_follows_is_learned_as_far_as_it_can_be() -> None:
+    """Prompts that repeat one token: what follows is known, where chance would be a quarter."""
+    trace, tokens = toy_trace(60, 4), np.repeat(np.arange(60) % VOCAB, 16)[:, None]
+    experts = np.broadcast_to(tokens % EXPERTS, (len(tokens), LAYERS * TOP_K)).reshape(-1, LAYERS, TOP_K).copy()
+    experts[..., 1] = (experts[..., 0] + 1) % EXPERTS
+    trace = replace(trace, tokens=tokens[:, 0], experts=experts)
+    options = TrainingOptions(epochs=8, following_epochs=12, batch_tokens=128)
+    training = train_predictor(trace, TARGET, SMALL.model_copy(update={"following_size": 32}), options, CPU)
+    assert training.following.best_epoch.validation_recall > 0.8
 
 
 def test_without_profiles_training_begins_at_the_layers_frequencies() -> None:

@@ -69,9 +69,11 @@ def evaluate_predictor(
 def _following(predictions: PathPredictions, test: RoutingTrace, train: RoutingTrace | None) -> dict[str, SetAccuracy]:
     """The baselines that count by token are counted on what followed in training."""
     asked, rows = followed_rows(test)
-    found = {} if predictions.following is None else {PREDICTOR: top_k_accuracy(predictions.following[rows], asked)}
-    if train is not None:
-        counted, _ = followed_rows(train)
+    if not len(rows) or predictions.following is None:
+        return {}
+    found = {PREDICTOR: top_k_accuracy(predictions.following[rows], asked)}
+    counted = None if train is None else followed_rows(train)[0]
+    if counted is not None and len(counted.prompt):
         found |= {name: top_k_accuracy(BASELINES[name](counted, asked), asked) for name in BY_TOKEN}
     return found
 

@@ -86,12 +86,13 @@ def train_following(
         HrmError: the loss is no longer finite.
     """
     torch.manual_seed(options.seed)
-    heads, (followed, _) = predictor.following, followed_rows(data[0].trace)
+    heads, (followed, rows) = predictor.following, followed_rows(data[0].trace)
+    counted = followed if len(rows) else data[0].trace  # prompts of one token each: nothing follows
     with torch.no_grad():
         nn.init.kaiming_uniform_(heads.up, nonlinearity="relu")
         for zero in (heads.bias, heads.down):
             zero.zero_()
-        heads.prior.copy_(torch.from_numpy(log_odds(layer_frequencies(followed)).ravel()))
+        heads.prior.copy_(torch.from_numpy(log_odds(layer_frequencies(counted)).ravel()))
     return run_stage(predictor, following_experts, heads.parameters(), data, options, options.following_epochs, update)
 
 
