@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from runtime_policies import HYBRID, POLICIES, RESIDENT, STREAMED, make_policy
 from tiny_checkpoints import save_tiny
@@ -301,8 +301,14 @@ def greedy(directory: Path) -> dict[str, tuple[int, ...]]:
     return found
 
 
+NEXT_TO_NOTHING = make_policy(
+    "auto", 2, 2, experts_on_gpu=2.2250738585072014e-308, ffn_batching="batch", mixed_prefill=True, **HYBRID
+)
+
+
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(random_policies().filter(lambda policy: not stages_cached_kv(policy)), st.integers(1, 11))
+@example(NEXT_TO_NOTHING, 5)
 def test_no_policy_changes_the_tokens(directory: Path, policy: Policy, count: int) -> None:
     engine = Engine(Checkpoint.open(directory), policy, device="cpu")
     found = tokens_of(engine, requests(11)[:count])

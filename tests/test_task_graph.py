@@ -447,3 +447,13 @@ def test_tasks_and_graphs_are_readable():
     assert repr(GRAPH) == (
         "<TaskGraph cgopipe: 3 layers, 3 micro-batches, 69 tasks (GPU 30, CPU 9, HTOD 21, DTOH 9)>"
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", [n for n, p in VARIANTS.items() if p.experts_on_gpu < 1 and p.schedule != "expert_cache"]
+)
+def test_next_to_nothing_on_the_gpu_needs_no_endless_slots(name: str) -> None:
+    """The pool holds an infinite number of such pages; a pass has as many as it has."""
+    share = {"experts_on_gpu": 2.2250738585072014e-308, "weights_on_gpu": 0.0, "page_pool_bytes": 1e9}
+    graph = tiny_graph(VARIANTS[name].model_copy(update=share))
+    assert graph.pages.num_slots <= 2 * sum(graph.pages.per_layer)

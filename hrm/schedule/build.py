@@ -111,12 +111,12 @@ def _slots(
         return 2 * pages, 0 if from_start else per_layer[0]
     if placement.pool_layers == 1:
         return pages, 0
-    slots = math.floor(policy.page_pool_bytes / page_bytes + 1e-9)
+    # No more than a pass has: pages of next to no bytes would fit without number.
+    slots = math.floor(min(policy.page_pool_bytes / page_bytes + 1e-9, sum(per_layer)))
     least = 2 if pages > 1 else 1
     if slots < least:
         raise PolicyError(
             f"policy: page_pool_bytes {policy.page_pool_bytes:,.0f} holds {slots} pages of {page_bytes:,.0f} bytes; "
             f"schedule {policy.schedule} needs {least}"
         )
-    slots = min(slots, sum(per_layer))
     return slots, max(0, slots - 1)
