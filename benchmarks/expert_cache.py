@@ -67,7 +67,7 @@ def run(mode: str, setting: Setting, simulator: Simulator, warmup: int, copied: 
     engine = Engine(setting.model, policy, setting.device, setting.gpu_memory, forecast=forecast, units=units)
     loaded = time.perf_counter() - began
     with engine:
-        engine.runner.replay = setting.replay
+        engine.runner.replay, engine.runner.timed = setting.replay, False
         setting.replay.check(engine.config)
         waiting = deque(requests_of(setting, setting.batch * (2 if units else 1)))
         engine.make_room(list(waiting))

@@ -4,6 +4,8 @@ On CUDA a lane is a stream and a mark an event. Where the CPU plays the GPU, wor
 is the time at which that was.
 """
 
+import os
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,8 +15,10 @@ import torch
 from hrm.errors import HrmError
 from hrm.schedule.task import Resource
 from runtime.events import EventPool
+from runtime.host_counter import HostCounter, make_counter
 from runtime.threads import compute_threads
 
+CONNECTIONS = "32"  # as many as CUDA has: of lanes that share one, a lane that waits for the CPU stops the others
 HOST_LANES = (Resource.CPU, Resource.HOST)  # their tasks are done when the call returns, on any device
 
 Mark = torch.cuda.Event | float
@@ -54,6 +58,14 @@ class CpuDevice:
     def host_wait(self, mark: Mark) -> None:
         """Nothing to wait for: what came before is done."""
 
+    def host_counter(self) -> HostCounter | None:
+        """None: lanes are threads, which wait for each other."""
+        return None
+
+    def order_after_host(self, counter: HostCounter, count: int) -> None:
+        """Not asked for."""
+        raise AssertionError("lanes of the CPU wait on the host")
+
     def reached(self, mark: Mark) -> bool:
         """What came before is done."""
         return True
@@ -71,10 +83,12 @@ class CudaDevice:
     """Streams and events of one GPU; host lanes mark with events on streams of their own, which are reached at once."""
 
     def __init__(self, torch_device: torch.device) -> None:
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", CONNECTIONS)
         torch._C._accelerator_setAllocatorSettings("expandable_segments:True")  # a full card has no room for gaps
         torch.backends.cuda.enable_cudnn_sdp(False)  # plans anew for every shape, and prompts have many
         self.torch_device = torch_device
         self._streams = {resource: torch.cuda.Stream(torch_device) for resource in Resource}  # type: ignore[no-untyped-call]
+        self._here = threading.local()  # stream: of the lane that a thread is in; to ask PyTorch costs 7 us
         self._events = EventPool()
 
     def stream(self, resource: Resource) -> torch.cuda.Stream:
@@ -84,8 +98,13 @@ class CudaDevice:
     @contextmanager
     def lane(self, resource: Resource) -> Iterator[None]:
         """Work of this thread goes to the lane's stream."""
+        before = getattr(self._here, "stream", None)
         with torch.cuda.device(self.torch_device), torch.cuda.stream(self._streams[resource]):
-            yield
+            self._here.stream = self._streams[resource]
+            try:
+                yield
+            finally:
+                self._here.stream = before
 
     def begin_thread(self, resource: Resource) -> None:
         """Before a thread's first task: work on the CPU leaves cores to the threads that feed the GPU."""
@@ -94,18 +113,23 @@ class CudaDevice:
 
     def enter(self, resource: Resource) -> None:
         """From here on this thread's work goes to the lane's stream; for threads that change lanes with every task."""
+        self._here.stream = self._streams[resource]
         torch.cuda.set_stream(self._streams[resource])
+
+    def _current(self) -> torch.cuda.Stream:
+        found = getattr(self._here, "stream", None)
+        return torch.cuda.current_stream() if found is None else found
 
     def mark(self) -> Mark:
         """An event on the current stream."""
         event = self._events.timed()
-        event.record()
+        event.record(self._current())
         return event
 
     def spun_mark(self) -> Mark:
         """A mark on the current stream that a thread will wait for at once, and spin."""
         event = self._events.spun()
-        event.record()
+        event.record(self._current())
         return event
 
     def recycle(self, marks: Iterable[Mark | None]) -> None:
@@ -115,12 +139,20 @@ class CudaDevice:
     def order_after(self, mark: Mark) -> None:
         """The current stream waits for the event."""
         assert isinstance(mark, torch.cuda.Event)
-        torch.cuda.current_stream().wait_event(mark)
+        mark.wait(self._current())
 
     def host_wait(self, mark: Mark) -> None:
         """The thread waits for the event."""
         assert isinstance(mark, torch.cuda.Event)
         mark.synchronize()
+
+    def host_counter(self) -> HostCounter | None:
+        """What lanes wait for without the host, if the driver can."""
+        return make_counter(self._streams[Resource.ZERO_COPY])
+
+    def order_after_host(self, counter: HostCounter, count: int) -> None:
+        """The current stream waits until so many of a host lane's tasks are done."""
+        counter.hold(self._current(), count)
 
     def reached(self, mark: Mark) -> bool:
         """Whether the device is past the event; does not wait."""

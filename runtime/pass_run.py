@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from hrm.predict.timeline import Timeline
 from hrm.schedule.task import Resource, Task
 from runtime.device import CpuDevice, CudaDevice, Mark
+from runtime.host_counter import HostCounter
 from runtime.wiring import Wiring
 
 Perform = Callable[[int, Task], None]
@@ -21,7 +22,10 @@ class AbortedError(Exception):
 
 @dataclass
 class PassRun:
-    """Marks before and after every task of a pass under way, and how far each queue is."""
+    """Marks before and after every task of a pass under way, and how far each queue is.
+
+    counters: of host lanes for which lanes of the GPU wait by themselves.
+    """
 
     wiring: Wiring
     perform: Perform
@@ -30,13 +34,17 @@ class PassRun:
     ends: list[Mark | None] = field(default_factory=list)
     issued: dict[Resource, int] = field(default_factory=dict)
     waiters: dict[Resource, list[tuple[int, threading.Event]]] = field(default_factory=dict)
+    counters: dict[Resource, HostCounter] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
     failure: BaseException | None = None
+    timed: bool = True  # all marks are there
 
     def advance(self, resource: Resource) -> None:
         """One more task of a queue is issued; wakes only those who wait for it, or all would fight for the GIL."""
         with self.lock:
             self.issued[resource] = issued = self.issued[resource] + 1
+            if resource in self.counters and self.failure is None:
+                self.counters[resource].reach(issued)
             waiters = self.waiters[resource]
             if not waiters:
                 return
@@ -46,9 +54,11 @@ class PassRun:
             event.set()
 
     def fail(self, error: BaseException) -> None:
-        """Ends the pass for everybody."""
+        """Ends the pass for everybody, lanes that wait for the host too."""
         with self.lock:
             self.failure = self.failure or error
+            for counter in self.counters.values():
+                counter.reach_all()
             waiters = [event for queue in self.waiters.values() for _, event in queue]
         for event in waiters:
             event.set()

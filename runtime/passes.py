@@ -16,10 +16,12 @@ from hrm.schedule.slice import PassSlice
 from hrm.schedule.task import Resource, Task
 from runtime.batch import Batch, Rows
 from runtime.carrying import Carrying
+from runtime.decode_steps import StepsBySize, make_steps
 from runtime.device import CpuDevice, CudaDevice
 from runtime.experts.recorder import PassRouting, RoutingRecorder
 from runtime.experts.replay import RoutingReplay
 from runtime.forming import form_batch
+from runtime.graphs import CallGraphs
 from runtime.kernels.gpu_attention import attends_ragged
 from runtime.layouts import PolicyLayout
 from runtime.memory.kv_cache import BLOCK
@@ -50,7 +52,8 @@ class PassResult:
 class PassRunner:
     """Runs passes over one model's memory; remembers what each has prefetched for the next.
 
-    keep_logits: of every chosen token. keep_runs: every `last_run` stays readable, not only the latest.
+    keep_logits: of every chosen token. keep_runs: every `last_run` stays readable, not only the latest. timed: passes
+    have timelines; the marks for them take the host a tenth of a pass that is bound by launches.
     recorder: takes in what every pass's routers chose. forecast: what a decode pass and the next one will choose,
     [MoE layers, E], for an expert cache; None: nothing is known. replay: experts to take instead of the routers'.
     """
@@ -64,14 +67,18 @@ class PassRunner:
     forecast: Forecast | None = None
     replay: RoutingReplay | None = None
     last_run: PassRun | None = None
+    timed: bool = True
     _pipeline: Pipeline = field(init=False)
     _carrying: Carrying = field(init=False)
     _last_slice: PassSlice | None = None
     wirings: Wirings = field(init=False)
+    steps: StepsBySize | None = None
 
     def __post_init__(self) -> None:
         self._pipeline, self.wirings = Pipeline(self.device), Wirings(self.layout)
         self._carrying = Carrying(self.device, self.memory)
+        if isinstance(self.device, CudaDevice) and all(self.memory.dense.resident):
+            self.steps = make_steps(self.memory, CallGraphs)
 
     def run(self, table: SequenceTable) -> PassResult:
         """Everybody in flight takes part. Raises HrmError or OSError where a task fails."""
@@ -88,7 +95,7 @@ class PassRunner:
         before, self.last_run = self.last_run, None
         if before is not None and not self.keep_runs:
             self.device.recycle({*before.starts, *before.ends})  # an end may be the next one's start
-        self.last_run = self._pipeline.run(wiring, lambda i, task: FUNCTIONS[task.kind](state, i, task))
+        self.last_run = self._pipeline.run(wiring, lambda i, task: FUNCTIONS[task.kind](state, i, task), self.timed)
         self._carrying.take_over(state)
         slots, tokens, logits = self._collect(state)
         self._record(state, table)
@@ -99,8 +106,8 @@ class PassRunner:
 
     @property
     def last_timeline(self) -> Timeline | None:
-        """Measured starts and ends of the latest pass's tasks; waits for the device."""
-        if self.last_run is None or self._last_slice is None:
+        """Measured starts and ends of the latest pass's tasks, if it was timed; waits for the device."""
+        if self.last_run is None or self._last_slice is None or not self.last_run.timed:
             return None
         self.device.synchronise()
         return self.timeline_of(self.last_run, self._last_slice)
@@ -130,8 +137,12 @@ class PassRunner:
         with self.device.lane(Resource.HTOD):  # whose first tasks wait for nothing else, and read the tables
             self.device.order_after(sent)
         routing = None if self.recorder is None else PassRouting()
+        held, steps = self._carrying.held, None if self.steps is None else self.steps.of(batch.rows)
+        if steps is not None:
+            assert tables[0].decode is not None
+            steps.begin(tables[0].decode)
         return PassState(
-            self.device, self.memory, graph, paging, batch, tables, self._carrying.held, self.keep_logits, routing
+            self.device, self.memory, graph, paging, batch, tables, held, self.keep_logits, routing, steps=steps
         )
 
     def _replayed(self, batch: Batch, table: SequenceTable) -> dict[int, Tensor]:

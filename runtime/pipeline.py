@@ -3,7 +3,7 @@
 A task is *issued* when its call has returned; on a GPU lane its work may still be to come. A task that waits for one
 of another queue waits on the host until that is issued, and then, if it was issued to a GPU lane, lets its own lane
 wait for the mark behind it; so the copy thread runs as far ahead as the graph allows and never waits for work that only
-the GPU has to wait for.
+the GPU has to wait for. For results of the CPU's experts, where a wiring says so, the lane waits by itself too.
 
 One thread issues to the GPU's own lanes (compute, device to host, kernels that read the host's memory): what any of
 them waits for on the host, the next compute task waits for too, and several threads that launch at once fight for
@@ -18,6 +18,7 @@ import torch
 
 from hrm.schedule.task import Kind, Resource, Task
 from runtime.device import HOST_LANES, CpuDevice, CudaDevice
+from runtime.host_counter import HostCounter
 from runtime.pass_run import AbortedError, PassRun, Perform
 from runtime.wiring import Wiring
 
@@ -33,10 +34,13 @@ class Pipeline:
         self._jobs: dict[Resource, SimpleQueue[PassRun | None]] = {}
         self._threads: list[threading.Thread] = []
         self._done: SimpleQueue[Resource] = SimpleQueue()
+        self._counters: dict[Resource, HostCounter | None] = {}
         sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_SECONDS))
 
-    def run(self, wiring: Wiring, perform: Perform) -> PassRun:
+    def run(self, wiring: Wiring, perform: Perform, timed: bool = True) -> PassRun:
         """Runs a pass until every task is issued; `perform` is called in the lane of each task's queue.
+
+        timed: every task is marked, not only those that others wait for.
 
         Raises whatever `perform` raised first.
         """
@@ -44,7 +48,9 @@ class Pipeline:
             begun = self.device.mark()
         queues, count = wiring.graph.queues, len(wiring.graph.tasks)
         run = PassRun(wiring, perform, begun, [None] * count, [None] * count, dict.fromkeys(queues, 0))
+        run.timed = timed
         run.waiters = {resource: [] for resource in queues}
+        run.counters = self._begin_counters(wiring)
         wiring.waits  # noqa: B018 - made before the threads ask for it
         for resource in wiring.threads:
             self._queue(resource).put(run)
@@ -53,6 +59,18 @@ class Pipeline:
             self.device.synchronise()
             raise run.failure
         return run
+
+    def _begin_counters(self, wiring: Wiring) -> dict[Resource, HostCounter]:
+        """Of the host lanes for which lanes of the GPU wait, where they can."""
+        found = {}
+        for resource in {wiring.graph.tasks[i].resource for i in wiring.awaited_by_lanes}:
+            if resource not in self._counters:
+                self._counters[resource] = self.device.host_counter()
+            counter = self._counters[resource]
+            if counter is not None:
+                counter.begin(len(wiring.graph.queues[resource]))
+                found[resource] = counter
+        return found
 
     def _await(self, run: PassRun) -> None:
         """Until all threads are through; interrupted, it ends the pass and waits all the same."""
@@ -98,17 +116,19 @@ class Pipeline:
                 self._done.put(resource)
 
     def _run_queue(self, thread: Resource, run: PassRun) -> None:
-        tasks, waits = run.wiring.graph.tasks, run.wiring.waits
-        lane, mark = None, None
+        tasks, waits, awaited = run.wiring.graph.tasks, run.wiring.waits, run.wiring.awaited
+        lane, mark, timed = None, None, run.timed
         for i in run.wiring.threads[thread]:
             task = tasks[i]
             if task.resource != lane:
                 self.device.enter(task.resource)
                 lane, mark = task.resource, None
             self._wait(i, task, run)
-            run.starts[i] = mark if mark is not None and not waits[i] else self.device.mark()
+            if timed:
+                run.starts[i] = mark if mark is not None and not waits[i] else self.device.mark()
             run.perform(i, task)
-            run.ends[i] = mark = self.device.mark()  # and where a task of this lane follows at once, its start
+            if timed or i in awaited:
+                run.ends[i] = mark = self.device.mark()  # and where a task of this lane follows at once, its start
             run.advance(task.resource)
 
     def _wait(self, index: int, task: Task, run: PassRun) -> None:
@@ -119,10 +139,15 @@ class Pipeline:
         """
         on_host = task.resource in HOST_LANES or (task.kind in LOADS and task.work.prompt_tokens > 0)
         for before, other, position in run.wiring.waits[index]:
+            if other in run.counters and before in run.wiring.awaited_by_lanes and not on_host:
+                self.device.order_after_host(run.counters[other], position + 1)
+                continue
             run.wait_issued(other, position + 1)
+            if other in HOST_LANES:
+                continue
             mark = run.ends[before]
             assert mark is not None
             if on_host:
                 self.device.host_wait(mark)
-            elif other not in HOST_LANES and run.wiring.graph.tasks[before].kind != Kind.EXPERT_PREFETCH:
+            elif run.wiring.graph.tasks[before].kind != Kind.EXPERT_PREFETCH:
                 self.device.order_after(mark)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hrm.predict.cache_plan import Fetch
+from runtime.kernels.few_rows import Slots
 from runtime.kernels.slot_ffn import SlotWeights
 from runtime.memory.device_view import device_view
 from runtime.memory.expert_layout import Slab
@@ -47,6 +48,11 @@ class SlotMemory:
     def weights(self) -> SlotWeights:
         """All slots as matrices."""
         return SlotWeights(len(self.whole), self._slab.rows, self._expert, self._stacked)
+
+    @cached_property
+    def matrices(self) -> Slots:
+        """The same for kernels that take any slots."""
+        return Slots(self.whole.view(self.store.dtype), self.store.hidden_size, self._slab.rows)
 
     def _expert(self, slot: int) -> SlabTensors:
         return view_slab(self._slab, self.whole[slot], self.store.dtype, self.store.hidden_size)

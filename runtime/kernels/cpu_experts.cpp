@@ -318,7 +318,99 @@ void run(const Problem& p) {
   do_items(all);
 }
 
+// ---- listed experts of tokens that chose others too ----
+
+struct Listed {
+  const void* x;  // [T, H]
+  const void* gates;  // [T, k]
+  const int64_t* experts;  // [T, k]
+  const int64_t* listed;  // [E']
+  const int64_t* weights;  // [E, 2] of all experts
+  float* each;  // [T k, H], to work in
+  void* out;  // [T, H]
+  int64_t count, all, tokens, hidden, intermediate, top_k, most_rows;
+  int32_t threads, dtype, gate_dtype;
+};
+
+// Kept from call to call, one for each thread that calls.
+struct ListedScratch {
+  std::vector<int64_t> place, starts, pairs, weights;
+};
+
+// Pairs of the listed experts, expert after expert. Returns how many the busiest has.
+int64_t list_pairs(const Listed& p, ListedScratch& s) {
+  const int64_t size = p.tokens * p.top_k;
+  s.place.assign(p.all, -1);
+  for (int64_t i = 0; i < p.count; ++i) s.place[p.listed[i]] = i;
+  s.starts.assign(p.count + 1, 0);
+  for (int64_t pair = 0; pair < size; ++pair)
+    if (const int64_t i = s.place[p.experts[pair]]; i >= 0) ++s.starts[i + 1];
+  const int64_t most = p.count ? *std::max_element(s.starts.begin(), s.starts.end()) : 0;
+  for (int64_t i = 0; i < p.count; ++i) s.starts[i + 1] += s.starts[i];
+  std::vector<int64_t> next(s.starts.begin(), s.starts.end() - 1);
+  s.pairs.resize(s.starts.back());
+  for (int64_t pair = 0; pair < size; ++pair)
+    if (const int64_t i = s.place[p.experts[pair]]; i >= 0) s.pairs[next[i]++] = pair;
+  s.weights.resize(2 * p.count);
+  for (int64_t i = 0; i < p.count; ++i)
+    std::copy_n(p.weights + 2 * p.listed[i], 2, s.weights.data() + 2 * i);
+  return most;
+}
+
+float gate_of(const Listed& p, int64_t pair) {
+  if (p.gate_dtype == 0) return ((const float*)p.gates)[pair];
+  const auto wide = [&](auto gate) {
+    decltype(gate) lanes[W] = {gate};
+    return load(lanes)[0];
+  };
+  return p.gate_dtype == 1 ? wide(((const Bf16*)p.gates)[pair]) : wide(((const Fp16*)p.gates)[pair]);
+}
+
+// out[t] = sum over listed choices of gate * each[pair]; few rows, so one thread is through before others are awake.
+template <class T>
+void add_up(const Listed& p, const ListedScratch& s) {
+  std::vector<float> sum(up_to_multiple(p.hidden, W));
+  for (int64_t t = 0; t < p.tokens; ++t) {
+    std::fill(sum.begin(), sum.end(), 0.0f);
+    for (int64_t pair = t * p.top_k; pair < (t + 1) * p.top_k; ++pair) {
+      if (s.place[p.experts[pair]] < 0) continue;
+      const float gate = gate_of(p, pair), *row = p.each + pair * p.hidden;
+      for (int64_t i = 0; i < p.hidden; ++i) sum[i] += gate * row[i];
+    }
+    T* to = (T*)p.out + t * p.hidden;
+    for (int64_t i = 0; i < p.hidden; i += W) {
+      T rounded[W];
+      store(rounded, load(sum.data() + i));
+      std::memcpy(to + i, rounded, std::min(W, p.hidden - i) * sizeof(T));
+    }
+  }
+}
+
+template <class T>
+int64_t run_listed(const Listed& p) {
+  thread_local ListedScratch scratch;
+  const int64_t most = list_pairs(p, scratch);
+  if (most > p.most_rows) return most;
+  const int64_t* weights = scratch.weights.data();
+  if (most) run<T>({p.x, scratch.pairs.data(), scratch.starts.data(), weights, p.each, p.count, p.hidden,
+                    p.intermediate, p.top_k, p.threads, p.dtype});
+  add_up<T>(p, scratch);
+  return 0;
+}
+
 }  // namespace
+
+// Returns 0; -1 where the scratch could not be allocated; or, having done nothing, the rows of the busiest expert, where
+// these are more than most_rows. The caller has checked shapes and experts.
+extern "C" int64_t listed_experts(const Listed* problem) {
+  try {
+    if (problem->dtype == 0) return run_listed<float>(*problem);
+    if (problem->dtype == 1) return run_listed<Bf16>(*problem);
+    return run_listed<Fp16>(*problem);
+  } catch (const std::bad_alloc&) {
+    return -1;
+  }
+}
 
 // Returns 0, or 1 where the scratch could not be allocated. The caller has checked shapes, pairs and starts.
 extern "C" int few_token_experts(const Problem* problem) {

@@ -7,7 +7,7 @@ import ctypes
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -73,6 +73,16 @@ def experts_backend() -> Literal["compiled", "torch"]:
 def build_failure() -> str:
     """Why there is no compiled kernel; empty where there is one."""
     return _load()[1]
+
+
+@cache
+def experts_library() -> Any:
+    """The function `listed_experts` of the compiled kernels; None where they do not build."""
+    library = _load()[0]
+    if library is None:
+        return None
+    library.listed_experts.restype = ctypes.c_int64
+    return library.listed_experts
 
 
 def addresses(gate_up: Tensor, down: Tensor) -> tuple[int, int]:

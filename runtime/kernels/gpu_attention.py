@@ -38,25 +38,25 @@ def decode_attention(
     batch, most = table.shape
     widths = [most] * batch if counts is None else counts
     masks, parts = {} if masks is None else masks, []
-    for rows, width in _bounded_groups(widths, PADDED_ELEMENTS // (block * kv_heads * dim)):
+    for rows, width in padded_groups(widths, block * kv_heads * dim):
         key = rows.start, rows.stop, width * block
         if key not in masks:
-            masks[key] = _mask(lengths[rows], width * block, qkv.dtype)
+            masks[key] = mask_of(lengths[rows], width * block, qkv.dtype)
         given = lengths[rows] if not stored else None
         parts.append(_padded(qkv[rows], blocks, table[rows, :width], masks[key], num_heads, scale, given))
     return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else qkv.new_empty((0, num_heads * dim))
 
 
-def _mask(lengths: Tensor, most: int, dtype: torch.dtype) -> Tensor:
+def mask_of(lengths: Tensor, most: int, dtype: torch.dtype) -> Tensor:
     """[B, 1, 1, most] to be added to scores: 0 for the first `lengths` tokens of each sequence, -inf behind them."""
     unseen = torch.arange(most, device=lengths.device) >= lengths[:, None]
     mask = torch.zeros(unseen.shape, dtype=dtype, device=lengths.device).masked_fill_(unseen, -torch.inf)
     return mask[:, None, None]
 
 
-def _bounded_groups(widths: Sequence[int], most: int) -> Iterator[tuple[slice, int]]:
-    """Neighbours whose number times the widest is at most `most` (or one alone), with that width."""
-    start, widest = 0, 0
+def padded_groups(widths: Sequence[int], block_elements: int) -> Iterator[tuple[slice, int]]:
+    """Neighbours that attend at a time, padded to the widest of them, with that width in blocks; at least one."""
+    most, start, widest = PADDED_ELEMENTS // block_elements, 0, 0
     for i, width in enumerate(widths):
         wider = max(widest, width)
         if i > start and (i + 1 - start) * wider > most:

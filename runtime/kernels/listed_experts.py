@@ -12,6 +12,7 @@ from torch import Tensor
 
 from runtime.kernels.cpu_combine import combine_experts
 from runtime.kernels.cpu_experts import few_token_experts
+from runtime.kernels.cpu_listed import all_in_one_call
 from runtime.kernels.expert_ffn import FEW_ROWS
 from runtime.memory.scratch import Scratch
 
@@ -33,13 +34,18 @@ def listed_experts(
     """x [T, H], gates [T, k], experts [T, k] -> out [T, H]: what the listed experts add to each token, weighted.
 
     addresses: [E, 2] int64, of every expert's gate_up [2 I, H] and down [H, I] in x's dtype; they are trusted. An
-    expert of up to most_rows rows goes to the kernel that reads weights once, one of more to PyTorch's matmuls.
+    expert of up to most_rows rows goes to the kernel that reads weights once, one of more to PyTorch's matmuls. Where
+    no expert has more all is one call, which gives up Python's lock.
     """
+    each = scratch("listed", (experts.size + 1, x.shape[1]), torch.float32)  # a row for every pair, and one of zeros
+    if all_in_one_call(
+        x, gates, experts, np.array(listed, np.int64), addresses, intermediate, each, out, threads, most_rows
+    ):
+        return
     pairs, counts = _rows_of(experts, listed, len(addresses))
     if not len(pairs):
         out.zero_()
         return
-    each = scratch("listed", (experts.size + 1, x.shape[1]), torch.float32)  # a row for every pair, and one of zeros
     where = addresses[list(listed)]
     few = counts <= most_rows
     if few.all():

@@ -1,5 +1,6 @@
 """Small page-locked buffers between CPU and GPU, and the two ways across: a kernel, or the copy engine."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from runtime.memory.device_view import WORD, device_view, read_by_kernel
 from runtime.memory.host_buffer import HostBuffer
 
 WORD_BYTES = WORD.itemsize
+LASTING_WORDS = 1024  # arrays that are sent again and again are padded to multiples, so that views can be used again
 
 
 class Staging:
@@ -24,6 +26,8 @@ class Staging:
         self.device = device
         self._buffer: HostBuffer | None = None
         self._words: Tensor | None = None
+        self._twin: Tensor | None = None  # on the device
+        self._views: dict[str, tuple[object, Tensor]] = {}  # the latest of each kind: most calls want it again
 
     @property
     def nbytes(self) -> int:
@@ -32,14 +36,41 @@ class Staging:
 
     def host(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A tensor over the beginning of the buffer; what an earlier call returned is overwritten through it."""
-        need = torch.Size(shape).numel() * dtype.itemsize
+        latest, view = self._views.get("host", (None, None))
+        if view is not None and latest == (shape, dtype):
+            return view
+        need = math.prod(shape) * dtype.itemsize
         if self._buffer is None or self._buffer.nbytes < need:
             self._words, eighths = None, 8 if self._buffer is None else 9
+            self._views.clear()
             self._buffer = HostBuffer(max(4096, -(-need * eighths // (8 * WORD_BYTES)) * WORD_BYTES))
             if self.device.type == "cuda":
                 self._buffer.lock()
                 self._words = device_view(self._buffer.bytes, self.device)
-        return self._buffer.bytes[:need].view(dtype).view(shape)
+        view = self._buffer.bytes[:need].view(dtype).view(shape)
+        self._views["host"] = (shape, dtype), view
+        return view
+
+    def arrive(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A copy of the beginning of the buffer on the device, made on the current lane by a kernel; the next call's
+        overwrites it. In PyTorch's plain way where no kernel can read the buffer.
+        """
+        host, words = self.host(shape, dtype), -(-math.prod(shape) * dtype.itemsize // WORD_BYTES)
+        if self._words is None:
+            return host.to(self.device, non_blocking=True)
+        latest, view = self._views.get("twin", (None, None))
+        if view is None or latest != (shape, dtype):
+            if self._twin is None or len(self._twin) < words:
+                self._twin = torch.empty(len(self._words), dtype=WORD, device=self.device)
+            view = self._twin.view(dtype)[: math.prod(shape)].view(shape)
+            self._views = {
+                "host": self._views["host"],
+                "twin": ((shape, dtype), view),
+                "from": (words, self._words[:words]),
+                "to": (words, self._twin[:words]),
+            }
+        torch.bitwise_or(self._views["from"][1], 0, out=self._views["to"][1])
+        return view
 
     def load(self, out: Tensor, by_kernel: bool) -> None:
         """Copies the beginning of the buffer to `out` on the current lane."""
@@ -51,11 +82,16 @@ class Staging:
 
     def store(self, values: Tensor) -> Tensor:
         """8-byte integers from the device to the beginning of the buffer, by a kernel; there once it is through."""
-        host = self.host(tuple(values.shape), WORD)
+        shape = tuple(values.shape)
+        host = self.host(shape, WORD)
         if self._words is None:
             host.copy_(values)
-        else:
-            torch.bitwise_or(values, 0, out=self._words[: values.numel()].view(values.shape))
+            return host
+        latest, view = self._views.get("words", (None, None))
+        if view is None or latest != shape:
+            view = self._words[: values.numel()].view(shape)
+            self._views["words"] = shape, view
+        torch.bitwise_or(values, 0, out=view)
         return host
 
 
@@ -75,9 +111,9 @@ class Upload:
         self._size += array.size
         return place
 
-    def send(self, staging: Staging, device: torch.device) -> Tensor:
-        """All arrays on the device, one tensor."""
-        per_word = WORD_BYTES // self._dtype.itemsize
+    def send(self, staging: Staging, device: torch.device, lasting: bool = False) -> Tensor:
+        """All arrays on the device, one tensor; lasting: memory of the staging's own, until it is next sent from."""
+        per_word = WORD_BYTES // self._dtype.itemsize if not lasting else LASTING_WORDS
         count = (self._size // per_word + 1) * per_word
         on_gpu = device.type != "cpu"
         dtype = torch.from_numpy(np.empty(0, self._dtype)).dtype
@@ -87,6 +123,8 @@ class Upload:
         )
         if not on_gpu:
             return packed
+        if lasting:
+            return staging.arrive((count,), dtype)
         out = torch.empty(count, dtype=dtype, device=device)
         staging.load(out, by_kernel=True)
         return out
@@ -95,4 +133,4 @@ class Upload:
 def view_of(sent: Tensor, place: tuple[int, tuple[int, ...]]) -> Tensor:
     """One of the arrays that were sent."""
     start, shape = place
-    return sent[start : start + torch.Size(shape).numel()].view(shape)
+    return sent[start : start + math.prod(shape)].view(shape)

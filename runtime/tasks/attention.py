@@ -29,11 +29,15 @@ def pre_attention(state: PassState, index: int, task: Task) -> None:
     j, memory = only_micro_batch(task), state.memory
     if task.layer == 0 and state.carried.dense is not None:
         state.device.order_after(state.carried.dense)
-    hidden = state.complete_hidden(j)
+    weights, hidden = memory.dense.tensors(task.layer), state.hidden[j]
     if j not in state.rotation:
         positions = state.tables[j].positions
         state.rotation[j] = rotary(memory.config, positions, state.torch_device, hidden.dtype)
-    weights = memory.dense.tensors(task.layer)
+    if state.steps is not None:
+        added = state.from_cpu.pop(j, None)
+        state.hidden[j], state.qkv[j] = state.steps.pre(task.layer, weights, hidden, added, state.rotation[j])
+        return
+    hidden = state.complete_hidden(j)
     state.qkv[j] = memory.family.pre_attention(memory.config, weights, hidden, *state.rotation[j])
     if j in state.storing:
         state.to_store[j] = state.qkv[j]
@@ -45,7 +49,10 @@ def post_attention(state: PassState, index: int, task: Task) -> None:
     """Output projection, router, shared experts or dense FFN."""
     j, memory = only_micro_batch(task), state.memory
     weights = memory.dense.tensors(task.layer)
-    routed = memory.family.post_attention(memory.config, weights, state.hidden[j], state.attended.pop(j))
+    if state.steps is not None:
+        routed = state.steps.post(task.layer, weights)
+    else:
+        routed = memory.family.post_attention(memory.config, weights, state.hidden[j], state.attended.pop(j))
     if j in state.replayed and routed.experts is not None:
         routed = replace(routed, experts=state.replayed[j][:, memory.moe_place(task.layer)])
     state.hidden[j], state.routed[j] = routed.hidden, routed
@@ -84,7 +91,9 @@ def attention_load(state: PassState, index: int, task: Task) -> None:
 def gpu_attention(state: PassState, index: int, task: Task) -> None:
     """Decode attention of the sequences that the GPU attends, or causal attention of prompts."""
     j = only_micro_batch(task)
-    if state.batch.rows[j].is_prefill:
+    if state.steps is not None:
+        state.steps.attend(task.layer, state.memory.kv.gpu[task.layer])
+    elif state.batch.rows[j].is_prefill:
         _attend_prompts(state, j, task.layer)
     else:
         _attend_decoding(state, j, task.layer)

@@ -46,6 +46,16 @@ def _send_to_cpu(state: PassState, layer: int, j: int) -> None:
     for name, tensor in sent.items():
         host = state.memory.staging(name, j).host(tuple(tensor.shape), tensor.dtype)
         host.copy_(state.hand_over(tensor, Resource.DTOH), non_blocking=True)
+    if state.memory.slots is not None:
+        _make_room_for_sums(state)
+
+
+def _make_room_for_sums(state: PassState) -> None:
+    """For what the CPU's experts give. Page-locking waits for the device, which waits for the CPU's thread by then."""
+    rows, config = state.batch.rows, state.memory.config
+    tokens = sum(len(own.tokens) for own in rows)
+    buffer = state.memory.staging("cpu_out", 0 if len(rows) == 1 else None)
+    buffer.host((tokens, config.hidden_size), config.dtype)
 
 
 def hidden_load(state: PassState, index: int, task: Task) -> None:
@@ -55,6 +65,10 @@ def hidden_load(state: PassState, index: int, task: Task) -> None:
     waiting = task.micro_batch is not None and task.micro_batch in state.spilled
     name = "hidden" if waiting else "cpu_out"
     tokens = sum(len(state.batch.rows[j].tokens) for j in state.members(task.micro_batch))
+    if by_kernel and state.memory.slots is not None and not waiting and task.micro_batch is not None:
+        staging = state.memory.staging(name, task.micro_batch)  # not written again before its reader is through
+        state.from_cpu[task.micro_batch] = staging.arrive((tokens, hidden_size), dtype)
+        return
     out = torch.empty((tokens, hidden_size), dtype=dtype, device=state.torch_device)
     state.memory.staging(name, task.micro_batch).load(out, by_kernel)
     state.hand_over(out, Resource.GPU)

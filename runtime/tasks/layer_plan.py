@@ -1,6 +1,7 @@
 """What the cache says about a layer's routed tokens. T tokens, H hidden_size, k top_k."""
 
 from dataclasses import dataclass, field
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from hrm.predict.expert_cache import GatePlan
 from runtime.experts.cache import ExpertSlots
+from runtime.kernels.few_rows import FewRows
 from runtime.kernels.slot_ffn import DeviceRows
 from runtime.kernels.slot_rows import Placed
 from runtime.models.family import Routed
@@ -29,9 +31,11 @@ class LayerPlan:
     steps: list[Placed]
     experts: dict[int, NDArray[np.int64]]
     users: int
+    lock: Lock = field(default_factory=Lock)  # of users
     rows: dict[int, DeviceRows] = field(default_factory=dict)
     inputs: dict[int, Tensor] = field(default_factory=dict)
     each: dict[int, Tensor] = field(default_factory=dict)
+    few: dict[int, FewRows] = field(default_factory=dict)
     sums: dict[int, Tensor] = field(default_factory=dict)
 
 
@@ -48,25 +52,36 @@ def send_choices(state: PassState, j: int, routed: Routed) -> None:
 
 
 def layer_plan(state: PassState, layer: int) -> LayerPlan:
-    """What the cache says about a layer's routed tokens; made by the first who asks, who waits for the routers."""
+    """What the cache says about a layer's routed tokens; made by the first who asks, who waits for the routers.
+
+    Whoever asks for a plan that is made waits for nobody: the routers of the next layer may wait for what it does.
+    """
+    found = state.layer_plans.get(layer)
+    if found is not None:
+        return found
     with state.plan_lock:
         if layer not in state.layer_plans:
-            experts, leaves = _routed_experts(state), state.uses_cpu_experts(layer, 0)
-            counts = np.bincount(np.concatenate([chosen.reshape(-1) for chosen in experts.values()]))
-            touched, place = np.flatnonzero(counts), state.memory.moe_place(layer)
-            plan = slots_of(state).gate(state.device, place, touched.tolist(), counts[touched].tolist(), leaves)
-            steps: list[Placed] = [plan.hits, *([(f.expert, f.slot) for f in wave] for wave in plan.waves)]
-            state.layer_plans[layer] = LayerPlan(place, plan, steps, experts, 1 + leaves)
+            state.layer_plans[layer] = _make_plan(state, layer)
         return state.layer_plans[layer]
+
+
+def _make_plan(state: PassState, layer: int) -> LayerPlan:
+    experts, leaves = _routed_experts(state), state.uses_cpu_experts(layer, 0)
+    counts = np.bincount(np.concatenate([chosen.reshape(-1) for chosen in experts.values()]))
+    touched, place = np.flatnonzero(counts), state.memory.moe_place(layer)
+    plan = slots_of(state).gate(state.device, place, touched.tolist(), counts[touched].tolist(), leaves)
+    steps: list[Placed] = [plan.hits, *([(f.expert, f.slot) for f in wave] for wave in plan.waves)]
+    return LayerPlan(place, plan, steps, experts, 1 + leaves)
 
 
 def release_plan(state: PassState, layer: int) -> None:
     """One of its users is done with a layer's plan; the last one drops it."""
-    with state.plan_lock:
-        under_way = state.layer_plans[layer]
+    under_way = state.layer_plans[layer]
+    with under_way.lock:
         under_way.users -= 1
-        if not under_way.users:
-            del state.layer_plans[layer]
+        last = not under_way.users
+    if last:
+        del state.layer_plans[layer]
 
 
 def _routed_experts(state: PassState) -> dict[int, NDArray[np.int64]]:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from hrm.roofline.sizes import EXPERT_PIECE_BYTES
+from runtime.kernels.few_rows import add_few_rows, bring_few_rows, compute_few_rows, takes_few_rows
 from runtime.kernels.slot_ffn import DeviceRows, bring_over, fill_step, weighted_sum
 from runtime.kernels.slot_rows import rows_by_step, steps_of
 from runtime.tasks.layer_plan import LayerPlan, slots_of
@@ -15,9 +16,11 @@ def compute_step(state: PassState, under_way: LayerPlan, step: int) -> None:
     slots, placed = slots_of(state), tuple(slot for _, slot in under_way.steps[step])
     if not placed:
         return
-    if not under_way.rows:
+    if not (under_way.rows or under_way.few):
         _begin(state, under_way)
     slots.await_copies(state.device, placed)
+    for j, few in under_way.few.items():
+        compute_few_rows(_normed(state, j), few, step, slots.storage.matrices)
     for j, rows in under_way.rows.items():
         if j in under_way.each:
             fill_step(under_way.each[j], under_way.inputs[j], rows, step, slots.storage.weights)
@@ -30,12 +33,14 @@ def finish_sums(state: PassState, under_way: LayerPlan, layer: int) -> None:
     """Adds everything but what the CPU computes to the hidden states; the layer's slots may go to others."""
     for j, each in under_way.each.items():
         _add(state, under_way, j, each.index_select(0, under_way.rows[j].places))
+    for j, few in under_way.few.items():
+        state.hidden[j] = add_few_rows(state.hidden[j], few, _gates(state, j))
     for j in state.members(None):
         if j in under_way.sums:
             state.hidden[j] = state.hidden[j] + under_way.sums.pop(j).to(state.hidden[j].dtype)
         if not state.uses_cpu_experts(layer, j):
             del state.routed[j]
-    under_way.rows, under_way.inputs, under_way.each = {}, {}, {}
+    under_way.rows, under_way.inputs, under_way.each, under_way.few = {}, {}, {}, {}
     slots_of(state).complete(under_way.place)
 
 
@@ -46,8 +51,13 @@ def _begin(state: PassState, under_way: LayerPlan) -> None:
     rows = {j: rows_by_step(chosen, steps, len(slots.memory)) for j, chosen in under_way.experts.items()}
     sizes = {j: chosen.size for j, chosen in under_way.experts.items()}
     staging = state.memory.staging(f"slots of layer {under_way.place}", None)
+    pairs, touched = sum(sizes.values()), sum(len(step) for step in under_way.steps)
+    little = pairs * config.hidden_size * torch.float32.itemsize <= EXPERT_PIECE_BYTES
+    if little and takes_few_rows(state.torch_device, config.dtype, pairs, touched + len(under_way.plan.on_cpu)):
+        under_way.few = bring_few_rows(rows, sizes, slots.storage.matrices, staging)
+        return
     under_way.rows = bring_over(rows, sizes, staging, state.torch_device)
-    if sum(sizes.values()) * config.hidden_size * torch.float32.itemsize > EXPERT_PIECE_BYTES:
+    if not little:
         return
     for j, own in under_way.rows.items():
         under_way.inputs[j] = _normed(state, j).index_select(0, own.tokens)
@@ -79,9 +89,13 @@ def _normed(state: PassState, j: int) -> Tensor:
     return normed
 
 
-def _add(state: PassState, under_way: LayerPlan, j: int, each: Tensor) -> None:
-    """each [T k, H] fp32."""
+def _gates(state: PassState, j: int) -> Tensor:
     gates = state.routed[j].weights
     assert gates is not None
-    added = weighted_sum(each, gates.float())
+    return gates
+
+
+def _add(state: PassState, under_way: LayerPlan, j: int, each: Tensor) -> None:
+    """each [T k, H] fp32."""
+    added = weighted_sum(each, _gates(state, j).float())
     under_way.sums[j] = under_way.sums[j] + added if j in under_way.sums else added

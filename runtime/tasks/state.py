@@ -14,6 +14,7 @@ from torch import Tensor
 from hrm.schedule.graph import TaskGraph
 from hrm.schedule.task import Kind, Resource, Task
 from runtime.batch import Batch
+from runtime.decode_steps import DecodeSteps
 from runtime.device import CpuDevice, CudaDevice, Mark
 from runtime.experts.recorder import PassRouting
 from runtime.kernels.expert_ffn import SortedTokens
@@ -69,6 +70,7 @@ class PassState:
     keep_logits: bool = False
     routing: PassRouting | None = None  # where it is recorded
     replayed: dict[int, Tensor] = field(default_factory=dict)  # by micro-batch, experts [T, MoE layers, k] to take
+    steps: DecodeSteps | None = None  # that do the work before the experts, where the pass is of a kind that has them
     fetched_ahead: Carried = field(default_factory=Carried)
     hidden: dict[int, Tensor] = field(default_factory=dict)
     rotation: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
