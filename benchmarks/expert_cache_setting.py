@@ -17,6 +17,7 @@ from hrm.spec.units import parse_quantity
 from runtime.batch import Batch
 from runtime.checkpoint.synthetic import SyntheticCheckpoint, synthetic_checkpoint
 from runtime.dtypes import torch_dtype
+from runtime.experts.forecast import graphed
 from runtime.experts.predictor import RoutingPredictor
 from runtime.experts.predictor_file import load_predictor
 from runtime.experts.predictor_inference import predict_paths
@@ -119,9 +120,14 @@ class Timed:
 def costed(replay: RoutingReplay, predictor: RoutingPredictor) -> Forecast:
     """The recorded predictions, after the time that the predictor takes for as many tokens."""
 
+    paths = graphed(predictor)
+
     def forecast(batch: Batch, table: SequenceTable) -> ExpectedDemand:
-        lengths = [int(at) + 1 for rows in batch.rows for at in rows.positions]
-        predict_paths(predictor, [np.ones(length, np.int64) for length in lengths], last_only=True)
+        sequences = [np.ones(int(at) + 1, np.int64) for rows in batch.rows for at in rows.positions]
+        if paths is None:
+            predict_paths(predictor, sequences, last_only=True)
+        else:
+            paths(sequences)
         return replay(batch, table)
 
     return forecast

@@ -18,7 +18,8 @@ from runtime.events import EventPool
 from runtime.host_counter import HostCounter, make_counter
 from runtime.threads import compute_threads
 
-CONNECTIONS = "32"  # as many as CUDA has: of lanes that share one, a lane that waits for the CPU stops the others
+# As many as CUDA has, before anybody begins to use it: a lane that waits for the CPU stops others on its connection.
+os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
 HOST_LANES = (Resource.CPU, Resource.HOST)  # their tasks are done when the call returns, on any device
 
 Mark = torch.cuda.Event | float
@@ -83,7 +84,6 @@ class CudaDevice:
     """Streams and events of one GPU; host lanes mark with events on streams of their own, which are reached at once."""
 
     def __init__(self, torch_device: torch.device) -> None:
-        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", CONNECTIONS)
         torch._C._accelerator_setAllocatorSettings("expandable_segments:True")  # a full card has no room for gaps
         torch.backends.cuda.enable_cudnn_sdp(False)  # plans anew for every shape, and prompts have many
         self.torch_device = torch_device

@@ -5,6 +5,7 @@ A thread that issues to the GPU so need not wait for what the CPU computes: it q
 
 import ctypes
 import sys
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -13,17 +14,32 @@ import torch
 from runtime.memory.host_buffer import HostBuffer
 
 LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+ALL_BITS = 0xFFFFFFFF
 AT_LEAST = 0  # CU_STREAM_WAIT_VALUE_GEQ, which counts on past 2^32
 
 
+@dataclass(frozen=True)
+class Signal:
+    """Where compiled code says that nothing can keep it from being done with a task, and that it is: addresses of two
+    words, and what it writes there. Neither needs Python's lock.
+    """
+
+    sure: int
+    done: int
+    value: int
+
+
 class HostCounter:
-    """Counts on from pass to pass: `begin` a pass of so many tasks, then `reach` 1, 2, ... of them."""
+    """Counts on from pass to pass: `begin` a pass of so many tasks, then `reach` 1, 2, ... of them, or `signal` who
+    does.
+    """
 
     def __init__(self) -> None:
-        buffer = HostBuffer(torch.int32.itemsize)
-        buffer.lock()
-        self._buffer, self._word = buffer, ctypes.c_uint32.from_address(buffer.bytes.data_ptr())
-        self._word.value = 0
+        self._buffer = HostBuffer(2 * torch.int32.itemsize)
+        self._buffer.lock()
+        self._buffer.bytes.zero_()
+        at = self._buffer.bytes.data_ptr()
+        self._done, self._sure = ctypes.c_uint32.from_address(at), ctypes.c_uint32.from_address(at + 4)
         self._base = self._top = 0
 
     def begin(self, tasks: int) -> None:
@@ -32,15 +48,27 @@ class HostCounter:
 
     def reach(self, count: int) -> None:
         """So many of the pass's tasks are done."""
-        self._word.value = (self._base + count) & 0xFFFFFFFF
+        self._done.value = self._sure.value = (self._base + count) & ALL_BITS
 
     def reach_all(self) -> None:
         """Nobody is to wait any longer."""
-        self._word.value = self._top & 0xFFFFFFFF
+        self._done.value = self._sure.value = self._top & ALL_BITS
+
+    def signal(self, count: int) -> Signal:
+        """For the task with which so many of the pass's are done."""
+        at = self._buffer.bytes.data_ptr()
+        return Signal(at + 4, at, (self._base + count) & ALL_BITS)
+
+    def is_sure(self, count: int) -> bool:
+        """Whether so many will be done whatever happens. Only then may a lane wait for them: what the driver does for a
+        thread can wait for the device, with Python's lock in hand, and so for a lane that waits for another thread.
+        """
+        behind = (self._sure.value - self._base - count) & ALL_BITS
+        return behind <= ALL_BITS >> 1
 
     def hold(self, stream: torch.cuda.Stream, count: int) -> None:
         """What is queued on the stream from here on waits until so many of the pass's tasks are done."""
-        code = _wait_value()(stream.cuda_stream, self._buffer.bytes.data_ptr(), (self._base + count) & 0xFFFFFFFF)
+        code = _wait_value()(stream.cuda_stream, self._buffer.bytes.data_ptr(), (self._base + count) & ALL_BITS)
         if code != 0:
             raise RuntimeError(f"the driver refuses to wait for a word of page-locked memory (error {code})")
 

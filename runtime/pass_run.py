@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from hrm.predict.timeline import Timeline
 from hrm.schedule.task import Resource, Task
 from runtime.device import CpuDevice, CudaDevice, Mark
-from runtime.host_counter import HostCounter
+from runtime.host_counter import HostCounter, Signal
 from runtime.wiring import Wiring
 
 Perform = Callable[[int, Task], None]
@@ -62,6 +62,17 @@ class PassRun:
             waiters = [event for queue in self.waiters.values() for _, event in queue]
         for event in waiters:
             event.set()
+
+    def is_sure(self, resource: Resource, count: int) -> bool:
+        """Whether a lane of the GPU may wait for so many tasks of a host lane by itself."""
+        return resource in self.counters and self.counters[resource].is_sure(count)
+
+    def signal(self, index: int) -> Signal | None:
+        """For compiled code that does a task for which lanes of the GPU wait; None where they do not."""
+        resource = self.wiring.graph.tasks[index].resource
+        if index not in self.wiring.awaited_by_lanes or resource not in self.counters:
+            return None
+        return self.counters[resource].signal(self.wiring.position[index] + 1)
 
     def wait_issued(self, resource: Resource, count: int) -> None:
         """Returns once `count` tasks of a queue are issued. Raises AbortedError if the pass has failed."""

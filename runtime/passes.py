@@ -95,7 +95,9 @@ class PassRunner:
         before, self.last_run = self.last_run, None
         if before is not None and not self.keep_runs:
             self.device.recycle({*before.starts, *before.ends})  # an end may be the next one's start
-        self.last_run = self._pipeline.run(wiring, lambda i, task: FUNCTIONS[task.kind](state, i, task), self.timed)
+        run = self._pipeline.prepare(wiring, lambda i, task: FUNCTIONS[task.kind](state, i, task), self.timed)
+        state.signal = run.signal
+        self.last_run = self._pipeline.execute(run)
         self._carrying.take_over(state)
         slots, tokens, logits = self._collect(state)
         self._record(state, table)

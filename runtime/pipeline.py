@@ -44,15 +44,22 @@ class Pipeline:
 
         Raises whatever `perform` raised first.
         """
+        return self.execute(self.prepare(wiring, perform, timed))
+
+    def prepare(self, wiring: Wiring, perform: Perform, timed: bool) -> PassRun:
+        """A pass that is to be run next."""
         with self.device.lane(Resource.GPU):
             begun = self.device.mark()
         queues, count = wiring.graph.queues, len(wiring.graph.tasks)
-        run = PassRun(wiring, perform, begun, [None] * count, [None] * count, dict.fromkeys(queues, 0))
-        run.timed = timed
+        run = PassRun(wiring, perform, begun, [None] * count, [None] * count, dict.fromkeys(queues, 0), timed=timed)
         run.waiters = {resource: [] for resource in queues}
         run.counters = self._begin_counters(wiring)
         wiring.waits  # noqa: B018 - made before the threads ask for it
-        for resource in wiring.threads:
+        return run
+
+    def execute(self, run: PassRun) -> PassRun:
+        """Runs it."""
+        for resource in run.wiring.threads:
             self._queue(resource).put(run)
         self._await(run)
         if run.failure is not None:
@@ -139,7 +146,7 @@ class Pipeline:
         """
         on_host = task.resource in HOST_LANES or (task.kind in LOADS and task.work.prompt_tokens > 0)
         for before, other, position in run.wiring.waits[index]:
-            if other in run.counters and before in run.wiring.awaited_by_lanes and not on_host:
+            if before in run.wiring.awaited_by_lanes and not on_host and run.is_sure(other, position + 1):
                 self.device.order_after_host(run.counters[other], position + 1)
                 continue
             run.wait_issued(other, position + 1)

@@ -18,10 +18,14 @@ class Wiring:
     graph: TaskGraph
 
     @cached_property
+    def position(self) -> dict[int, int]:
+        """Of every task in its queue."""
+        return {i: k for queue in self.graph.queues.values() for k, i in enumerate(queue)}
+
+    @cached_property
     def waits(self) -> list[tuple[tuple[int, Resource, int], ...]]:
         """Per task, the latest it waits for in each other queue."""
-        position = {i: k for queue in self.graph.queues.values() for k, i in enumerate(queue)}
-        found = []
+        position, found = self.position, []
         for task in self.graph.tasks:
             latest: dict[Resource, int] = {}
             for i in task.after:

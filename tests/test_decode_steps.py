@@ -1,11 +1,11 @@
 """A decode pass's steps as calls that are made again and again: the same answers, however few calls are new."""
 
-from collections.abc import Callable, Hashable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from recorded_calls import Recorded
 from runtime_policies import RESIDENT, STREAMED, make_policy
 from tiny_checkpoints import save_tiny
 
@@ -19,28 +19,6 @@ from runtime.requests.request import Completion, Request, Sampling
 CACHE = make_policy("expert_cache", 4, 1, weights_on_gpu=0.5, expert_cache="lru", **RESIDENT)
 LEAVING = make_policy("expert_cache", 4, 1, weights_on_gpu=0.5, expert_cache="lru", **RESIDENT, experts_on_gpu=0.5)
 STREAMING = make_policy("layer_streaming", 4, 1, **RESIDENT)
-
-
-class Recorded:
-    """In the place of graphs: from its second time on, what is run for a key is the call made then, no later one."""
-
-    def __init__(self) -> None:
-        self.calls: dict[Hashable, Callable[[], None] | None] = {}
-        self.again = 0
-
-    def run(self, key: Hashable, call: Callable[[], None]) -> None:
-        if key not in self.calls:
-            self.calls[key] = None
-            call()
-            return
-        self.again += 1
-        if self.calls[key] is None:
-            self.calls[key] = call
-        self.calls[key]()  # type: ignore[misc]
-
-    def forget(self, keys: Callable[[Hashable], bool]) -> None:
-        for key in [key for key in self.calls if keys(key)]:
-            del self.calls[key]
 
 
 @pytest.fixture(scope="module", params=("mixtral", "qwen2_moe", "qwen3_moe"))

@@ -10,6 +10,7 @@ import torch
 from conftest import Invoke
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recorded_calls import Recorded
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import save_tiny
 from torch.nn import functional
@@ -21,6 +22,7 @@ from hrm.predict.routing_predictions import load_predictions
 from hrm.predict.routing_trace import RoutingTrace
 from hrm.predict.routing_trace_file import save_routing_trace
 from runtime.checkpoint.checkpoint import Checkpoint
+from runtime.experts.last_paths import LastPaths
 from runtime.experts.model_embeddings import model_embeddings
 from runtime.experts.predictor import RoutingPredictor, predictor_bytes
 from runtime.experts.predictor_baselines import BASELINES, layer_frequencies, smoothed_shares
@@ -511,3 +513,22 @@ def test_labels_may_be_a_list(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(WorkloadError, match="prompt number -> domain"):
             load_labels(path)
+
+
+def test_paths_of_last_tokens_by_recorded_calls() -> None:
+    """As the predictor has them, whatever the lengths; a sequence longer than its window, too."""
+    predictor = random_predictor()
+    window, random, made = predictor.settings.window, np.random.default_rng(0), Recorded()
+    paths = LastPaths(predictor, made)
+    for step in range(4):
+        lengths = (1, 5, window // 2 + step, window + 3)
+        sequences = [random.integers(0, predictor.target.vocab_size, length) for length in lengths]
+        found, expected = paths(sequences), predict_paths(predictor, sequences, last_only=True)
+        np.testing.assert_allclose(found.now, expected.now, atol=1e-6)
+        assert found.following is not None and expected.following is not None
+        np.testing.assert_allclose(found.following, expected.following, atol=1e-6)
+    assert len(made.calls) == 1 and made.again == 3
+    with pytest.raises(HrmError, match="token id"):
+        paths([[predictor.target.vocab_size]])
+    with pytest.raises(HrmError, match="empty"):
+        paths([[1], []])

@@ -328,9 +328,15 @@ struct Listed {
   const int64_t* weights;  // [E, 2] of all experts
   float* each;  // [T k, H], to work in
   void* out;  // [T, H]
+  uint32_t *sure, *done;  // where `signal` is written once nothing can fail, and once out is there; or null
   int64_t count, all, tokens, hidden, intermediate, top_k, most_rows;
   int32_t threads, dtype, gate_dtype;
+  uint32_t signal;
 };
+
+void tell(uint32_t* word, uint32_t value) {
+  if (word) __atomic_store_n(word, value, __ATOMIC_RELEASE);
+}
 
 // Kept from call to call, one for each thread that calls.
 struct ListedScratch {
@@ -392,9 +398,11 @@ int64_t run_listed(const Listed& p) {
   const int64_t most = list_pairs(p, scratch);
   if (most > p.most_rows) return most;
   const int64_t* weights = scratch.weights.data();
+  tell(p.sure, p.signal);
   if (most) run<T>({p.x, scratch.pairs.data(), scratch.starts.data(), weights, p.each, p.count, p.hidden,
                     p.intermediate, p.top_k, p.threads, p.dtype});
   add_up<T>(p, scratch);
+  tell(p.done, p.signal);
   return 0;
 }
 
@@ -408,6 +416,7 @@ extern "C" int64_t listed_experts(const Listed* problem) {
     if (problem->dtype == 1) return run_listed<Bf16>(*problem);
     return run_listed<Fp16>(*problem);
   } catch (const std::bad_alloc&) {
+    tell(problem->done, problem->signal);  // whoever waits would wait for ever; the caller ends the pass
     return -1;
   }
 }

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from runtime.host_counter import Signal
 from runtime.kernels.cpu_experts import experts_library
 from runtime.kernels.kernel_dtypes import DTYPES
 
@@ -20,11 +21,13 @@ class _Listed(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("x", "gates", "experts", "listed", "weights", "each", "out")),
+        *((name, ctypes.c_void_p) for name in ("sure", "done")),
         *(
             (name, ctypes.c_int64)
             for name in ("count", "all", "tokens", "hidden", "intermediate", "top_k", "most_rows")
         ),
         *((name, ctypes.c_int32) for name in ("threads", "dtype", "gate_dtype")),
+        ("signal", ctypes.c_uint32),
     )
 
 
@@ -39,6 +42,7 @@ def all_in_one_call(
     out: Tensor,
     threads: int,
     most_rows: int,
+    signal: Signal | None = None,
 ) -> bool:
     """As `listed_experts`, with `each` to work in, [T k, H] fp32; False, with nothing done, where there is no compiled
     kernel, x [T, H] and out have different dtypes, or an expert has more than most_rows rows.
@@ -50,8 +54,10 @@ def all_in_one_call(
         return False
     _check(x, gates, experts, listed, addresses, each, out)
     places = x.data_ptr(), gates.data_ptr(), _at(experts), _at(listed), _at(addresses), each.data_ptr(), out.data_ptr()
+    told = (0, 0, 0) if signal is None else (signal.sure, signal.done, signal.value)
     sizes = len(listed), len(addresses), *x.shape, intermediate, experts.shape[1], most_rows
-    found = library(ctypes.byref(_Listed(*places, *sizes, threads, DTYPES[x.dtype], DTYPES[gates.dtype])))
+    kinds = threads, DTYPES[x.dtype], DTYPES[gates.dtype]
+    found = library(ctypes.byref(_Listed(*places, *told[:2], *sizes, *kinds, told[2])))
     if found < 0:
         raise MemoryError(f"no memory for {len(listed)} experts of {len(x)} tokens")
     return bool(found == 0)

@@ -4,20 +4,22 @@ PyTorch's grouped matmul goes through all slots between the first and the last, 
 T tokens, k top_k, H hidden_size, I intermediate_size, R rows: (token, choice) pairs whose expert is in a slot.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from runtime.kernels.slot_rows import SlotRows
+from runtime.kernels.slot_rows import Placed
 from runtime.kernels.slot_tiles import tiles_of
 from runtime.memory.staging import Staging, Upload, view_of
 
-ROWS = 16, 64  # of a tile: what matrix units take at least, and where some slot has more
+Ints = NDArray[np.int64]
+ROWS = (16, 64)  # of a tile: what matrix units take at least, and where some slot has more
 COLUMNS, DEPTH, ADD_COLUMNS = 32, 64, 512  # of a program's weights; elements of a step through them; of a sum
 MOST_MEAN_ROWS = 32  # per expert: with more, weights are not all the work, and PyTorch's matmul uses the units better
 
@@ -57,22 +59,23 @@ def takes_few_rows(device: torch.device, dtype: torch.dtype, pairs: int, touched
 
 
 def bring_few_rows(
-    rows: Mapping[int, SlotRows], sizes: Mapping[int, int], slots: Slots, staging: Staging
+    chosen: Mapping[int, Ints], steps: Sequence[Placed], num_experts: int, slots: Slots, staging: Staging
 ) -> dict[int, FewRows]:
-    """Rows by micro-batch, of so many pairs each, in one piece past the copy engine's queue.
+    """Of the experts [T, k] that each micro-batch has chosen, placed in slots step by step; in one piece past the copy
+    engine's queue.
 
     staging: not to be used again before the device is through.
     """
     upload, added, device = Upload(np.int32), [], slots.memory.device
-    for j, own in rows.items():
-        tiles = tiles_of(own, ROWS)
-        added.append((j, own, tiles, upload.add(own.pairs), upload.add(tiles.tiles)))
+    for j, experts in chosen.items():
+        tiles = tiles_of(experts, steps, num_experts, ROWS)
+        added.append((j, experts.shape, tiles, upload.add(tiles.pairs), upload.add(tiles.tiles)))
     sent, found = upload.send(staging, device, lasting=True), {}
-    for j, own, tiles, pairs, at in added:
-        h = torch.empty((len(own.pairs), slots.intermediate), dtype=slots.memory.dtype, device=device)
-        make = torch.empty if len(own.pairs) == sizes[j] else torch.zeros
-        each = make((sizes[j], slots.hidden), dtype=torch.float32, device=device)
-        found[j] = FewRows(view_of(sent, pairs), view_of(sent, at), h, each, tiles.borders, tiles.most, own.top_k)
+    for j, (tokens, top_k), tiles, pairs, at in added:
+        h = torch.empty((len(tiles.pairs), slots.intermediate), dtype=slots.memory.dtype, device=device)
+        make = torch.empty if len(tiles.pairs) == tokens * top_k else torch.zeros
+        each = make((tokens * top_k, slots.hidden), dtype=torch.float32, device=device)
+        found[j] = FewRows(view_of(sent, pairs), view_of(sent, at), h, each, tiles.borders, tiles.most, top_k)
     return found
 
 

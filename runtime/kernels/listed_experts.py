@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from runtime.host_counter import Signal
 from runtime.kernels.cpu_combine import combine_experts
 from runtime.kernels.cpu_experts import few_token_experts
 from runtime.kernels.cpu_listed import all_in_one_call
@@ -30,17 +31,17 @@ def listed_experts(
     threads: int,
     scratch: Scratch,
     most_rows: int = FEW_ROWS,
+    signal: Signal | None = None,
 ) -> None:
     """x [T, H], gates [T, k], experts [T, k] -> out [T, H]: what the listed experts add to each token, weighted.
 
     addresses: [E, 2] int64, of every expert's gate_up [2 I, H] and down [H, I] in x's dtype; they are trusted. An
     expert of up to most_rows rows goes to the kernel that reads weights once, one of more to PyTorch's matmuls. Where
-    no expert has more all is one call, which gives up Python's lock.
+    no expert has more all is one call, which gives up Python's lock, and gives `signal`.
     """
     each = scratch("listed", (experts.size + 1, x.shape[1]), torch.float32)  # a row for every pair, and one of zeros
-    if all_in_one_call(
-        x, gates, experts, np.array(listed, np.int64), addresses, intermediate, each, out, threads, most_rows
-    ):
+    given = x, gates, experts, np.array(listed, np.int64), addresses, intermediate, each, out, threads, most_rows
+    if all_in_one_call(*given, signal):
         return
     pairs, counts = _rows_of(experts, listed, len(addresses))
     if not len(pairs):

@@ -27,5 +27,5 @@ def left_expert_ffn(state: PassState, index: int, task: Task) -> None:
     out = memory.staging("cpu_out", task.micro_batch).host(tuple(x.shape), memory.config.dtype)
     listed, addresses = under_way.plan.on_cpu, slots.host_addresses(under_way.place)
     rows, threads = slots.storage.weights.rows, torch.get_num_threads()
-    listed_experts(x, gates, experts, listed, addresses, rows, out, threads, memory.scratch)
+    listed_experts(x, gates, experts, listed, addresses, rows, out, threads, memory.scratch, signal=state.signal(index))
     release_plan(state, task.layer)

@@ -47,15 +47,16 @@ def finish_sums(state: PassState, under_way: LayerPlan, layer: int) -> None:
 def _begin(state: PassState, under_way: LayerPlan) -> None:
     """Indices of all steps to the device; where their outputs are little memory, also all rows, in order of steps."""
     config, slots = state.memory.config, slots_of(state)
-    steps = steps_of(under_way.steps, config.num_experts)
-    rows = {j: rows_by_step(chosen, steps, len(slots.memory)) for j, chosen in under_way.experts.items()}
     sizes = {j: chosen.size for j, chosen in under_way.experts.items()}
     staging = state.memory.staging(f"slots of layer {under_way.place}", None)
-    pairs, touched = sum(sizes.values()), sum(len(step) for step in under_way.steps)
+    pairs, touched = sum(sizes.values()), sum(len(step) for step in under_way.steps) + len(under_way.plan.on_cpu)
     little = pairs * config.hidden_size * torch.float32.itemsize <= EXPERT_PIECE_BYTES
-    if little and takes_few_rows(state.torch_device, config.dtype, pairs, touched + len(under_way.plan.on_cpu)):
-        under_way.few = bring_few_rows(rows, sizes, slots.storage.matrices, staging)
+    if little and takes_few_rows(state.torch_device, config.dtype, pairs, touched):
+        given = under_way.experts, under_way.steps, config.num_experts, slots.storage.matrices
+        under_way.few = bring_few_rows(*given, staging)
         return
+    steps = steps_of(under_way.steps, config.num_experts)
+    rows = {j: rows_by_step(chosen, steps, len(slots.memory)) for j, chosen in under_way.experts.items()}
     under_way.rows = bring_over(rows, sizes, staging, state.torch_device)
     if not little:
         return

@@ -3,6 +3,7 @@
 T tokens of a micro-batch, H hidden_size, N query heads, K key-value heads, D head_dim, k top_k.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from threading import Lock
@@ -17,6 +18,7 @@ from runtime.batch import Batch
 from runtime.decode_steps import DecodeSteps
 from runtime.device import CpuDevice, CudaDevice, Mark
 from runtime.experts.recorder import PassRouting
+from runtime.host_counter import Signal
 from runtime.kernels.expert_ffn import SortedTokens
 from runtime.memory.paging import Paging
 from runtime.model_memory import ModelMemory
@@ -70,6 +72,7 @@ class PassState:
     keep_logits: bool = False
     routing: PassRouting | None = None  # where it is recorded
     replayed: dict[int, Tensor] = field(default_factory=dict)  # by micro-batch, experts [T, MoE layers, k] to take
+    signal: Callable[[int], Signal | None] = lambda index: None  # of the task that the CPU does
     steps: DecodeSteps | None = None  # that do the work before the experts, where the pass is of a kind that has them
     fetched_ahead: Carried = field(default_factory=Carried)
     hidden: dict[int, Tensor] = field(default_factory=dict)
