@@ -102,6 +102,10 @@ def _predicted(
     seconds = simulator.pass_seconds(policy, middle.work, stats)
     mean = statistics.fmean(p.seconds for p in passes)
     found = {"predicted_seconds": seconds, "measured_seconds": mean, "error": seconds / mean - 1}
+    found |= {
+        "context": middle.work.micro_batches[0].context_len,
+        "cache_stats": None if stats is None else vars(stats),
+    }
     return found | {"forecast_seconds": forecast_seconds}
 
 

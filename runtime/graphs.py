@@ -34,7 +34,7 @@ class CallGraphs:
 
     def _record(self, call: Callable[[], None]) -> torch.cuda.CUDAGraph:
         """Other threads go on meanwhile with what a capture forbids its own."""
-        if self._pool is None:
+        if not any(self._graphs.values()):  # the memory went with the last graph
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")  # type: ignore[arg-type]
