@@ -1,5 +1,6 @@
 """Decode passes of one mode of `expert_cache.py`: what is taken down of each, and what they come to."""
 
+import statistics
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ class DecodePass:
 
 
 def decode_passes(engine: Engine, waiting: "deque[Request]", warmup: int) -> list[DecodePass]:
+    """Those of full batches after the first ones."""
     passes: list[DecodePass] = []
     with host_time() as host:
         while waiting or engine.table.active.any():
@@ -33,7 +35,11 @@ def decode_passes(engine: Engine, waiting: "deque[Request]", warmup: int) -> lis
             passes += [found] if found is not None else []
     if len(passes) <= warmup:
         raise HrmError(f"--warmup {warmup}: only {len(passes)} decode passes were run; raise --gen-len")
-    return passes[warmup:]
+    most = max(p.sequences for p in passes)
+    full = [p for p in passes[warmup:] if p.sequences == most]
+    if not full:
+        raise HrmError(f"no pass after {warmup} has all {most} sequences; raise --gen-len")
+    return full
 
 
 def _step(engine: Engine, waiting: "deque[Request]", host: HostTime) -> DecodePass | None:
@@ -55,6 +61,7 @@ def speed_of(passes: list[DecodePass]) -> dict[str, Any]:
     return {
         "passes": len(passes),
         "seconds_per_pass": [p.seconds for p in passes],
+        "median_seconds": statistics.median(p.seconds for p in passes),
         "sequences": passes[0].sequences,
         "tokens_per_s": sum(p.sequences for p in passes) / sum(p.seconds for p in passes),
     }

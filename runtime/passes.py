@@ -77,8 +77,8 @@ class PassRunner:
     def __post_init__(self) -> None:
         self._pipeline, self.wirings = Pipeline(self.device), Wirings(self.layout)
         self._carrying = Carrying(self.device, self.memory)
-        if isinstance(self.device, CudaDevice) and all(self.memory.dense.resident):
-            self.steps = make_steps(self.memory, CallGraphs)
+        if isinstance(self.device, CudaDevice) and self.memory.slots is not None and all(self.memory.dense.resident):
+            self.steps = make_steps(self.memory, CallGraphs)  # others wait for links, and are predicted with launches
 
     def run(self, table: SequenceTable) -> PassResult:
         """Everybody in flight takes part. Raises HrmError or OSError where a task fails."""
@@ -88,7 +88,8 @@ class PassRunner:
         with torch.inference_mode(), self.device.lane(Resource.GPU):
             wiring = self.wirings.of(batch)
             state = self._state(batch, table, wiring.graph)
-            state.replayed = self._replayed(batch, table)
+            if self.replay is not None:
+                state.replayed = self.replay.on_device(batch, table, self.device.torch_device)
             self._carrying.prime(state)
             self._begin_cache(batch, table)
         self._carrying.forget()
@@ -146,14 +147,6 @@ class PassRunner:
         return PassState(
             self.device, self.memory, graph, paging, batch, tables, held, self.keep_logits, routing, steps=steps
         )
-
-    def _replayed(self, batch: Batch, table: SequenceTable) -> dict[int, Tensor]:
-        """Recorded experts of every micro-batch, on the device."""
-        if self.replay is None:
-            return {}
-        device = self.device.torch_device
-        found = (self.replay.rows(rows, table) for rows in batch.rows)
-        return {j: torch.from_numpy(experts).to(device) for j, experts in enumerate(found)}
 
     def _begin_cache(self, batch: Batch, table: SequenceTable) -> None:
         """Tells the expert cache what the pass will need: of prompts, every expert."""

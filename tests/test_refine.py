@@ -7,13 +7,14 @@ from hypothesis import HealthCheck, given, settings
 from random_instances import instances
 
 from hrm.errors import InfeasibleError
-from hrm.predict.closed_form import predict
+from hrm.predict.closed_form import CAPACITY_TOLERANCE, predict
 from hrm.predict.memory_over_time import memory_over_time
 from hrm.predict.simulate import Simulator
 from hrm.predict.throughput import simulate_throughput
 from hrm.report.compare import compare_schedules
 from hrm.schedule.registry import placement_of, schedule_names
 from hrm.schedule.slice import prefill_slice
+from hrm.search.batch_lp import EXCESS_TOLERANCE
 from hrm.search.refine import PROMISE_SLACK, explain_policy, refine, typical_slice
 from hrm.search.search import make_rates, search_policy
 from hrm.spec.hardware import load_profile
@@ -95,6 +96,11 @@ def test_simulation_stays_below_what_the_roofs_promise(instance):
     work = typical_slice(rates, policy)
     seconds = Simulator(rates).simulate(policy, work).timeline.makespan
     assert seconds >= promised.seconds / PROMISE_SLACK - latencies(rates, policy)
+
+
+def test_what_the_programs_allow_fits():
+    """A policy that fills two memories to the last byte exceeded both by 1.0000002e-9 of them."""
+    assert EXCESS_TOLERANCE < CAPACITY_TOLERANCE / 1.5
 
 
 def latencies(rates, policy):

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from hrm.errors import WorkloadError
 from hrm.predict.path_predictions import UNKNOWN, ExpectedDemand, PathPredictions, joined
@@ -54,6 +56,10 @@ class RoutingReplay:
         slots = rows.slots if not rows.pieces else np.repeat([p.slot for p in rows.pieces], _sizes(rows))
         found = [self._at(table, int(slot), int(at)) for slot, at in zip(slots, rows.positions, strict=True)]
         return np.stack(found)
+
+    def on_device(self, batch: Batch, table: SequenceTable, device: torch.device) -> dict[int, Tensor]:
+        """The same of every micro-batch of a pass."""
+        return {j: torch.from_numpy(self.rows(rows, table)).to(device) for j, rows in enumerate(batch.rows)}
 
     def __call__(self, batch: Batch, table: SequenceTable) -> ExpectedDemand:
         """What is predicted of a decode pass and of the next one."""
