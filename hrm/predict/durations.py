@@ -10,6 +10,7 @@ from hrm.schedule.slice import MicroBatch
 from hrm.schedule.task import Kind, Resource, Task
 
 DEPEND_ON_CONTEXT = (Kind.CPU_ATTENTION, Kind.GPU_ATTENTION, Kind.KV_FETCH, Kind.KV_STAGE, Kind.LM_HEAD)
+STEPS = (Kind.PRE_ATTENTION, Kind.GPU_ATTENTION, Kind.POST_ATTENTION)
 PAGE_OVERHEAD = 1 / 4  # of a task's: two grouped matmuls, activation and add, against some 20 launches of a whole task
 _NONE = MicroBatch()
 
@@ -39,16 +40,18 @@ class TaskCosts:
         layer, work = self._layers[task.layer], task.work
         first = task.layer == 0 and task.kind == Kind.PRE_ATTENTION
         details = mb if task.kind in DEPEND_ON_CONTEXT else None
+        replayed = task.kind in STEPS and graph.repeats_steps
         size = (work.sequences, work.prompt_tokens, work.share, work.experts, _num_pages(task))
-        key = (task.kind, task.resource, id(layer), first, size, details)
+        key = (task.kind, task.resource, id(layer), first, size, details, replayed)
         if key not in self._cache:
-            self._cache[key] = self._with_overhead(task, COSTS[task.kind](self.rates, layer, task, mb))
+            self._cache[key] = self._with_overhead(task, COSTS[task.kind](self.rates, layer, task, mb), replayed)
         return self._cache[key]
 
-    def _with_overhead(self, task: Task, cost: Cost) -> Cost:
+    def _with_overhead(self, task: Task, cost: Cost, replayed: bool) -> Cost:
+        """replayed: its launches are one graph."""
         machine = self.rates.machine
         if task.resource == Resource.GPU:
-            overhead = machine.task_overhead("gpu")
+            overhead = machine.graph_overhead() if replayed else machine.task_overhead("gpu")
             if task.kind == Kind.EXPERT_FFN and task.work.share == 0:  # no expert to launch
                 return cost
             if task.kind == Kind.EXPERT_FFN:  # measured whole, launches and all
@@ -57,6 +60,8 @@ class TaskCosts:
             return replace(cost, seconds=cost.seconds + overhead)
         if task.resource == Resource.CPU:
             overhead = machine.task_overhead("cpu")
+            if task.kind == Kind.CPU_EXPERT_FFN and task.work.experts:  # which they are, the cache decides at the gate
+                overhead += machine.gate_overhead()
             return replace(cost, seconds=cost.seconds + overhead, overhead=overhead)
         return cost
 

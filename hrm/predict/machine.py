@@ -68,6 +68,16 @@ class Machine:
         stated = self.profile.level(level).task_overhead
         return stated.value if stated else 0.0
 
+    def graph_overhead(self) -> float:
+        """The same of a GPU task whose launches are one graph; as of any other task where none was measured."""
+        stated = self.profile.gpu.graph_overhead
+        return stated.value if stated else self.task_overhead("gpu")
+
+    def gate_overhead(self) -> float:
+        """Seconds in which the host decides what an expert cache copies; 0 where none were measured."""
+        stated = self.profile.cpu.gate_overhead
+        return stated.value if stated else 0.0
+
     def link_bytes_per_s(self, link: str) -> float:
         """Achieved one-way bandwidth of a link; host links add up over the devices."""
         per_device = self.profile.achieved_link_bandwidth(link)

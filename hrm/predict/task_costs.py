@@ -115,11 +115,11 @@ def _expert_copies(rates: Rates, layer: LayerRates, task: Task, mb: MicroBatch) 
 
 
 def _expert_correction(rates: Rates, layer: LayerRates, task: Task, mb: MicroBatch) -> Cost:
-    """The host waits for the routers' choice before it can issue copies, however few: a crossing, and a task's launch
-    on a GPU that has run dry meanwhile. The wire is free until then.
+    """The host waits for the routers' choice before it can issue copies, however few: a crossing, its decision, and a
+    task's launch on a GPU that has run dry meanwhile. The wire is free until then.
     """
     copies, machine = _expert_copies(rates, layer, task, mb), rates.machine
-    gate = machine.link_latency("dtoh") + machine.task_overhead("gpu")
+    gate = machine.link_latency("dtoh") + machine.gate_overhead() + machine.task_overhead("gpu")
     return replace(copies, seconds=copies.seconds + gate, overhead=gate)
 
 

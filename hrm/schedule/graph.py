@@ -5,7 +5,7 @@ from functools import cached_property
 
 from hrm.schedule.pages import PagePlan
 from hrm.schedule.slice import PassSlice
-from hrm.schedule.task import Resource, Task
+from hrm.schedule.task import Kind, Resource, Task
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,16 @@ class TaskGraph:
         for i, task in enumerate(self.tasks):
             found.setdefault(task.resource, []).append(i)
         return {r: tuple(found[r]) for r in Resource if r in found}
+
+    @cached_property
+    def repeats_steps(self) -> bool:
+        """Whether the runtime launches what comes before a layer's experts as graphs: in a decode pass of one
+        micro-batch of an expert cache, where nothing of it moves.
+        """
+        kinds = {task.kind for task in self.tasks}
+        only = self.slice.micro_batches[0]
+        alone = len(self.slice.micro_batches) == 1 and not only.is_prefill
+        return alone and Kind.EXPERT_CORRECTION in kinds and Kind.DENSE_FETCH not in kinds
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{r} {len(q)}" for r, q in self.queues.items())

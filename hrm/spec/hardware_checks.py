@@ -81,8 +81,10 @@ def _sizes(field: str, memory: Level | Disk) -> Iterator[tuple[str, str]]:
 def _level(field: str, level: Level) -> Iterator[tuple[str, str]]:
     yield from _sizes(field, level)
     yield from _positive(f"{field}.memory_bandwidth", level.memory_bandwidth)
-    if level.task_overhead:
-        yield from _positive(f"{field}.task_overhead", level.task_overhead)
+    for name in ("task_overhead", "graph_overhead", "gate_overhead"):
+        overhead = getattr(level, name)
+        if overhead:
+            yield from _positive(f"{field}.{name}", overhead)
     if level.processor is None or not level.processor.peak_flops:
         yield f"{field}.processor.peak_flops", "states no peak; add at least one dtype"
         return

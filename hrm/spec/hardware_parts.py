@@ -60,7 +60,9 @@ class Level(_Part):
 
     `memory_usable` is what a program can allocate of `memory_capacity`: after ECC, the driver and its context
     on a GPU, after the operating system on a CPU. `task_overhead` is the least time in seconds that a task takes on
-    this processor however small: launching its kernels, waking its threads; None where nobody measured it.
+    this processor however small: launching its kernels, waking its threads; None where nobody measured it. For an
+    expert cache: `graph_overhead` is the same of a GPU task whose launches are one graph; `gate_overhead`, of the CPU,
+    what the host takes to decide, layer by layer, which of the chosen experts are copied and which computed where.
     """
 
     processor: Processor | None
@@ -68,6 +70,8 @@ class Level(_Part):
     memory_usable: Number
     memory_bandwidth: Number
     task_overhead: Number | None = None
+    graph_overhead: Number | None = None
+    gate_overhead: Number | None = None
 
 
 class Disk(_Part):

@@ -8,6 +8,7 @@ from hrm.spec.hardware_parts import Disk, Level, Link, Processor
 from hrm.spec.hardware_reader import Reader
 
 _LEVEL = ("processor", "memory_capacity", "memory_usable", "memory_bandwidth")
+_OVERHEADS = {"gpu": ("task_overhead", "graph_overhead"), "cpu": ("task_overhead", "gate_overhead")}
 
 
 def read_parts(reader: Reader, fields: dict[str, Any]) -> dict[str, Any]:
@@ -29,13 +30,16 @@ def read_parts(reader: Reader, fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _level(reader: Reader, raw: object, field: str) -> Level:
-    fields = reader.mapping(raw, field, _LEVEL, ("task_overhead",))
+    fields = reader.mapping(raw, field, _LEVEL, _OVERHEADS[field])
     processor = reader.mapping(fields["processor"], f"{field}.processor", ("name", "peak_flops"), ("cores",))
     peaks_field = f"{field}.processor.peak_flops"
     peaks = reader.free_mapping(processor["peak_flops"], peaks_field)
     if not peaks:
         raise ProfileError(f"{reader.where(peaks_field)}: states no peak; add at least one dtype")
-    cores, overhead = processor.get("cores"), fields.get("task_overhead")
+    cores = processor.get("cores")
+    overheads = {
+        name: reader.number(fields[name], f"{field}.{name}", "seconds") for name in _OVERHEADS[field] if name in fields
+    }
     return Level(
         processor=Processor(
             name=reader.text(processor["name"], f"{field}.processor.name"),
@@ -45,7 +49,7 @@ def _level(reader: Reader, raw: object, field: str) -> Level:
         memory_capacity=reader.number(fields["memory_capacity"], f"{field}.memory_capacity", "bytes"),
         memory_usable=reader.number(fields["memory_usable"], f"{field}.memory_usable", "bytes"),
         memory_bandwidth=reader.number(fields["memory_bandwidth"], f"{field}.memory_bandwidth", "bytes_per_s"),
-        task_overhead=None if overhead is None else reader.number(overhead, f"{field}.task_overhead", "seconds"),
+        **overheads,
     )
 
 

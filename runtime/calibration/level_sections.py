@@ -18,12 +18,14 @@ from runtime.host_memory import RESERVE
 from runtime.profile_limits import GPU_RESERVE, RESERVE_SHARE
 
 GPU_OVERHEAD_WORDS = "tasks before and after attention on one token of a tiny model, one after the other"
+GRAPH_OVERHEAD_WORDS = "the same tasks, each a graph"
+GATE_OVERHEAD_WORDS = "an expert cache's decision, layer by layer while 16 sequences decode; experts as many, but tiny"
 CPU_OVERHEAD_WORDS = "decode attention over one block of KV a sequence, no more than gives every thread a piece"
 
 
 def gpu_section(calibration: Calibration) -> dict[str, Any]:
     """The GPU, or the CPU in its place."""
-    machine = calibration.machine
+    machine, measured = calibration.machine, calibration.overhead
     others = {"expert FFN": calibration.gpu_experts, "prefill attention": calibration.gpu_prefill}
     bandwidths = {
         "copy, reads and writes": calibration.gpu_copy.bytes_per_s.median,
@@ -38,13 +40,14 @@ def gpu_section(calibration: Calibration) -> dict[str, Any]:
         "memory_capacity": entry(bytes_text(machine.gpu_capacity), _gpu_capacity_note(calibration)),
         "memory_usable": entry(bytes_text(machine.gpu_usable), **_gpu_usable(calibration)),
         "memory_bandwidth": highest_entry(bandwidths, rate_text),
-        **_overhead(calibration.overhead.gpu if calibration.overhead else None, GPU_OVERHEAD_WORDS),
+        **_overhead("task_overhead", measured.gpu if measured else None, GPU_OVERHEAD_WORDS),
+        **_overhead("graph_overhead", measured.graph if measured else None, GRAPH_OVERHEAD_WORDS),
     }
 
 
 def cpu_section(calibration: Calibration) -> dict[str, Any]:
     """The CPU and its DRAM, whose bandwidth CPU work and copies share."""
-    machine, contention = calibration.machine, calibration.contention
+    machine, contention, measured = calibration.machine, calibration.contention, calibration.overhead
     bandwidths = {
         "plain read with many threads": calibration.cpu_read.bytes_per_s.median,
         "decode attention and copies to the GPU together": contention.together,
@@ -72,13 +75,14 @@ def cpu_section(calibration: Calibration) -> dict[str, Any]:
         "memory_capacity": entry(bytes_text(machine.cpu_capacity), _cpu_capacity_note(calibration)),
         "memory_usable": usable,
         "memory_bandwidth": bandwidth,
-        **_overhead(calibration.overhead.cpu if calibration.overhead else None, CPU_OVERHEAD_WORDS),
+        **_overhead("task_overhead", measured.cpu if measured else None, CPU_OVERHEAD_WORDS),
+        **_overhead("gate_overhead", measured.gate if measured else None, GATE_OVERHEAD_WORDS),
     }
 
 
-def _overhead(measured: Spread | None, words: str) -> dict[str, Any]:
-    """The field `task_overhead`; nothing where it was not measured."""
-    return {} if measured is None else {"task_overhead": spread_entry(measured, seconds_text, words)}
+def _overhead(field: str, measured: Spread | None, words: str) -> dict[str, Any]:
+    """The field; nothing where it was not measured."""
+    return {} if measured is None else {field: spread_entry(measured, seconds_text, words)}
 
 
 def _peaks(

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -9,6 +10,7 @@ import torch
 
 from hrm.errors import HrmError
 from runtime.calibration.attention import contiguous_decode, cpu_decode, gpu_decode, measure_decode, measure_prefill
+from runtime.calibration.cache_overhead import measure_gate_overhead, measure_graph_overhead
 from runtime.calibration.contention import copying, measure_contention
 from runtime.calibration.disk import measure_disk
 from runtime.calibration.experts import expert_method, measure_cpu_experts, measure_gpu_experts
@@ -17,7 +19,15 @@ from runtime.calibration.matmul import measure_linear
 from runtime.calibration.memory import measure_copy, measure_cpu_read
 from runtime.calibration.overhead import measure_overhead
 from runtime.calibration.plan import Plan
-from runtime.calibration.results import Calibration, ContentionResult, LinkResult, MachineFacts, Spread, Timing
+from runtime.calibration.results import (
+    Calibration,
+    ContentionResult,
+    LinkResult,
+    MachineFacts,
+    OverheadResult,
+    Spread,
+    Timing,
+)
 from runtime.calibration.timing import warm_up
 from runtime.dtypes import DTYPES, torch_dtype
 from runtime.kernels.cpu_attention import attention_backend
@@ -95,8 +105,13 @@ def measure(
         disk=step(lambda: None if disk is None else measure_disk(disk, plan)),
         expert_method=method,
         attention_method=attention_backend(),
-        overhead=step(lambda: measure_overhead(plan, kind, device)),
+        overhead=step(lambda: _overheads(plan, kind, device)),
     )
+
+
+def _overheads(plan: Plan, dtype: torch.dtype, device: torch.device) -> OverheadResult:
+    graph, gate = measure_graph_overhead(plan, dtype, device), measure_gate_overhead(plan, dtype, device)
+    return replace(measure_overhead(plan, dtype, device), graph=graph, gate=gate)
 
 
 def _cpu_experts(plan: Plan, dtype: torch.dtype, device: torch.device) -> tuple[Timing, ...]:

@@ -4,9 +4,11 @@ T tokens, H hidden_size, N query heads, D head_dim.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import ceil
 
 import torch
+from torch import Tensor
 
 from runtime.calibration.attention import BLOCK, cpu_decode, decode_step
 from runtime.calibration.plan import Plan
@@ -14,10 +16,12 @@ from runtime.calibration.results import OverheadResult, Spread, spread
 from runtime.calibration.timing import random_tensor, time_calls
 from runtime.memory.dense_weights import lay_unit, view_unit
 from runtime.models.common import rotary
+from runtime.models.config import ModelConfig
+from runtime.models.family import Weights
 from runtime.models.mixtral import FAMILY
 
-_LAYERS = 50  # per call: a queue of tasks as long as a pass has
-_TASKS = 2 * _LAYERS
+CHAIN_LAYERS = 50  # per call: a queue of tasks as long as a pass has
+_TASKS = 2 * CHAIN_LAYERS
 _TINY = {
     "model_type": "mixtral", "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4,
     "num_key_value_heads": 2, "intermediate_size": 64, "vocab_size": 64, "num_local_experts": 8,
@@ -47,20 +51,36 @@ def measure_cpu_overhead(plan: Plan, dtype: torch.dtype) -> Spread:
     return spread(time_calls(cpu_decode(step), torch.device("cpu"), plan.effort, 1).seconds)
 
 
-def _chain(dtype: torch.dtype, device: torch.device) -> Callable[[], None]:
-    """_TASKS tasks: norm to rotary embedding, then output projection to router, over and over."""
+@dataclass(frozen=True)
+class TinyLayer:
+    """A layer and its input: hidden [T, H], rotation cos, sin [T, D], for one token."""
+
+    config: ModelConfig
+    weights: Weights
+    hidden: Tensor
+    rotation: tuple[Tensor, Tensor]
+
+
+def tiny_layer(dtype: torch.dtype, device: torch.device) -> TinyLayer:
+    """So small that its tasks are all launches."""
     config = FAMILY.read_config(_TINY, "calibration")
     shapes = FAMILY.layer_shapes(config, 0)
     layout = lay_unit(shapes, dtype.itemsize)
     weights = view_unit(layout, torch.zeros(layout.nbytes, dtype=torch.uint8, device=device), dtype)  # as in a run
     for name, shape in shapes.items():
         weights[name].copy_(random_tensor(shape, dtype, device, shape[-1] ** -0.5))
-    hidden = random_tensor((1, config.hidden_size), dtype, device)  # [T, H]
-    cos, sin = rotary(config, torch.zeros(1), device, dtype)
+    hidden = random_tensor((1, config.hidden_size), dtype, device)
+    return TinyLayer(config, weights, hidden, rotary(config, torch.zeros(1), device, dtype))
+
+
+def _chain(dtype: torch.dtype, device: torch.device) -> Callable[[], None]:
+    """_TASKS tasks: norm to rotary embedding, then output projection to router, over and over."""
+    layer = tiny_layer(dtype, device)
+    config, weights, hidden = layer.config, layer.weights, layer.hidden
 
     def call() -> None:
-        for _ in range(_LAYERS):
-            qkv = FAMILY.pre_attention(config, weights, hidden, cos, sin)  # [T, N + 2 K, D]
+        for _ in range(CHAIN_LAYERS):
+            qkv = FAMILY.pre_attention(config, weights, hidden, *layer.rotation)  # [T, N + 2 K, D]
             attended = qkv[:, : config.num_attention_heads].reshape(1, config.q_width)  # [T, N D]
             FAMILY.post_attention(config, weights, hidden, attended)
 

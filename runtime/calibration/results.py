@@ -72,10 +72,14 @@ class ContentionResult:
 
 @dataclass(frozen=True)
 class OverheadResult:
-    """Least seconds of a task on the GPU (without one, on the CPU in its place) and of a task on the CPU's queue."""
+    """Least seconds of a task on the GPU (without one, on the CPU in its place) and of a task on the CPU's queue; of a
+    GPU task that is a graph, and of an expert cache's decision, None where there are none.
+    """
 
     gpu: Spread
     cpu: Spread
+    graph: Spread | None = None
+    gate: Spread | None = None
 
 
 @dataclass(frozen=True)

@@ -52,10 +52,13 @@ def _matmul_row(name: str, timing: Timing) -> Row:
 def _overhead_rows(c: Calibration) -> list[Row]:
     if c.overhead is None:
         return []
-    return [
-        _row("least time of a GPU task", c.overhead.gpu, seconds_text),
-        _row("least time of a CPU task", c.overhead.cpu, seconds_text),
-    ]
+    found = {
+        "least time of a GPU task": c.overhead.gpu,
+        "least time of a GPU task, a graph": c.overhead.graph,
+        "least time of a CPU task": c.overhead.cpu,
+        "an expert cache's decision": c.overhead.gate,
+    }
+    return [_row(name, measured, seconds_text) for name, measured in found.items() if measured is not None]
 
 
 def _disk_rows(c: Calibration) -> list[Row]:

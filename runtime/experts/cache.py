@@ -26,6 +26,19 @@ PIECE = 2  # experts copied ahead behind one mark: how many have arrived is know
 
 
 @dataclass
+class Deciding:
+    """How often it was decided what is copied and computed where, and how long that took."""
+
+    count: int = 0
+    seconds: float = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Once more."""
+        self.count += 1
+        self.seconds += seconds
+
+
+@dataclass
 class ExpertSlots:
     """memory: uint8 [slots, bytes of an expert] on the device. Layers are counted as the cache does: MoE layers only.
 
@@ -40,6 +53,7 @@ class ExpertSlots:
     copied: float = 1.0  # share of missed experts, where others are left to the CPU
     late: int = 0  # hits whose copies had yet to arrive when the router chose them
     lock: Lock = field(default_factory=Lock)
+    deciding: Deciding = field(default_factory=Deciding)
     _broken: bool = False  # a pass has begun and not ended: what the cache takes to be in place may not be
     _marks: SlotMarks = field(default_factory=SlotMarks)
     _complete: int = 0

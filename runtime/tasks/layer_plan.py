@@ -1,5 +1,6 @@
 """What the cache says about a layer's routed tokens. T tokens, H hidden_size, k top_k."""
 
+import time
 from dataclasses import dataclass, field
 from threading import Lock
 
@@ -67,10 +68,12 @@ def layer_plan(state: PassState, layer: int) -> LayerPlan:
 
 def _make_plan(state: PassState, layer: int) -> LayerPlan:
     experts, leaves = _routed_experts(state), state.uses_cpu_experts(layer, 0)
+    began = time.perf_counter()
     counts = np.bincount(np.concatenate([chosen.reshape(-1) for chosen in experts.values()]))
     touched, place = np.flatnonzero(counts), state.memory.moe_place(layer)
     plan = slots_of(state).gate(state.device, place, touched.tolist(), counts[touched].tolist(), leaves)
     steps: list[Placed] = [plan.hits, *([(f.expert, f.slot) for f in wave] for wave in plan.waves)]
+    slots_of(state).deciding.add(time.perf_counter() - began)
     return LayerPlan(place, plan, steps, experts, 1 + leaves)
 
 
