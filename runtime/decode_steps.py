@@ -7,7 +7,7 @@ T sequences, H hidden_size, N query heads, K key-value heads, D head_dim, k top_
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
@@ -24,7 +24,7 @@ from runtime.models.family import Family, Routed, Weights
 from runtime.tables import DecodeTables
 
 MOST_SHAPES = 2  # of contexts that are kept: as many as there are batches in turns
-WIDTH = 4  # blocks: contexts are padded to multiples, so that graphs last as many tokens
+WIDTH = 4  # blocks: contexts are padded to multiples at least, so that graphs last as many tokens
 
 
 class Calls(Protocol):
@@ -138,8 +138,10 @@ class DecodeSteps:
         return self._contexts[counts]
 
 
-def _padded(blocks: Iterable[int]) -> list[int]:
-    return [-(-count // WIDTH) * WIDTH for count in blocks]
+def _padded(blocks: Sequence[int]) -> list[int]:
+    """Up to multiples of WIDTH, or of an eighth to a quarter of them where that is more."""
+    steps = [max(WIDTH, 1 << max(0, count.bit_length() - 3)) for count in blocks]
+    return [-(-count // step) * step for count, step in zip(blocks, steps, strict=True)]
 
 
 @dataclass

@@ -10,6 +10,7 @@ from runtime_policies import RESIDENT, STREAMED, make_policy
 from tiny_checkpoints import save_tiny
 
 from hrm.spec.policy import Policy
+from runtime import decode_steps
 from runtime.checkpoint.checkpoint import Checkpoint
 from runtime.decode_steps import MOST_SHAPES, make_steps
 from runtime.engine import Engine
@@ -60,6 +61,13 @@ def test_contexts_of_few_shapes_are_kept(model: Checkpoint) -> None:
     answers(model, CACHE, made, 4)
     shapes = {key[2] for key in made[0].calls if isinstance(key, tuple) and key[0] == "attend"}
     assert len(shapes) == MOST_SHAPES
+
+
+def test_padding_grows_with_the_context() -> None:
+    blocks = list(range(1, 400))
+    padded = decode_steps._padded(blocks)
+    assert all(b <= p < b + max(decode_steps.WIDTH, b / 4 + 1) for b, p in zip(blocks, padded, strict=True))
+    assert padded == sorted(padded) and decode_steps._padded(padded) == padded
 
 
 def test_no_steps_for_other_passes(model: Checkpoint) -> None:
