@@ -17,10 +17,9 @@ from hrm.spec.units import parse_quantity
 from runtime.batch import Batch
 from runtime.checkpoint.synthetic import SyntheticCheckpoint, synthetic_checkpoint
 from runtime.dtypes import torch_dtype
-from runtime.experts.forecast import graphed
+from runtime.experts.last_paths import last_paths
 from runtime.experts.predictor import RoutingPredictor
 from runtime.experts.predictor_file import load_predictor
-from runtime.experts.predictor_inference import predict_paths
 from runtime.experts.replay import RoutingReplay
 from runtime.passes import Forecast
 from runtime.requests.random_prompts import random_requests
@@ -120,14 +119,10 @@ class Timed:
 def costed(replay: RoutingReplay, predictor: RoutingPredictor) -> Forecast:
     """The recorded predictions, after the time that the predictor takes for as many tokens."""
 
-    paths = graphed(predictor)
+    paths = last_paths(predictor)
 
     def forecast(batch: Batch, table: SequenceTable) -> ExpectedDemand:
-        sequences = [np.ones(int(at) + 1, np.int64) for rows in batch.rows for at in rows.positions]
-        if paths is None:
-            predict_paths(predictor, sequences, last_only=True)
-        else:
-            paths(sequences)
+        paths([np.ones(int(at) + 1, np.int64) for rows in batch.rows for at in rows.positions])
         return replay(batch, table)
 
     return forecast

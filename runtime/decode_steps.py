@@ -7,17 +7,16 @@ T sequences, H hidden_size, N query heads, K key-value heads, D head_dim, k top_
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from runtime.batch import Rows
+from runtime.graphs import Calls
 from runtime.kernels.gpu_attention import Masks, decode_attention, mask_of, padded_groups
-from runtime.memory.kv_cache import BLOCK
+from runtime.memory.kv_cache import BLOCK, new_kv
 from runtime.model_memory import ModelMemory
 from runtime.models.config import ModelConfig
 from runtime.models.family import Family, Routed, Weights
@@ -25,14 +24,6 @@ from runtime.tables import DecodeTables
 
 MOST_SHAPES = 2  # of contexts that are kept: as many as there are batches in turns
 WIDTH = 4  # blocks: contexts are padded to multiples at least, so that graphs last as many tokens
-
-
-class Calls(Protocol):
-    def run(self, key: Hashable, call: Callable[[], None]) -> None:
-        """Makes a call that is known by its key."""
-
-    def forget(self, keys: Callable[[Hashable], bool]) -> None:
-        """Calls of some keys are not made again."""
 
 
 @dataclass
@@ -105,8 +96,7 @@ class DecodeSteps:
 
     def _attend(self, pool: Tensor, contexts: Contexts) -> None:
         config, (block, offset) = self._config, contexts.home
-        new = self._qkv[:, config.num_attention_heads :]
-        pool[block, :, :, offset] = new.reshape(len(new), 2, config.num_key_value_heads, config.head_dim)
+        pool[block, :, :, offset] = new_kv(config, self._qkv)
         shape = config.num_attention_heads, config.head_dim**-0.5
         given = contexts.table, offset, *shape, contexts.counts, contexts.masks
         self._attended.copy_(decode_attention(self._qkv, pool, *given, stored=True))
@@ -152,12 +142,9 @@ class StepsBySize:
     _steps: DecodeSteps | None = None
     _latest: int = 0
 
-    def of(self, rows: Sequence[Rows]) -> DecodeSteps | None:
-        """For a pass of these micro-batches; None where it has prompts, several of them, or K, V elsewhere."""
-        only = rows[0]
-        if len(rows) > 1 or only.is_prefill or only.resident < len(only.slots):
-            return None
-        before, self._latest = self._latest, len(only.slots)
+    def of(self, sequences: int) -> DecodeSteps | None:
+        """For a pass that repeats its steps for so many; None where the one before had another number."""
+        before, self._latest = self._latest, sequences
         if before != self._latest:
             return None
         if self._steps is None or self._steps.sequences != self._latest:

@@ -1,8 +1,17 @@
 """CUDA graphs of calls that come again and again: launching a graph takes the host as long as launching one kernel."""
 
 from collections.abc import Callable, Hashable
+from typing import Protocol
 
 import torch
+
+
+class Calls(Protocol):
+    def run(self, key: Hashable, call: Callable[[], None]) -> None:
+        """Makes a call that is known by its key."""
+
+    def forget(self, keys: Callable[[Hashable], bool]) -> None:
+        """Calls of some keys are not made again."""
 
 
 class CallGraphs:

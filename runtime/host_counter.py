@@ -38,7 +38,7 @@ class HostCounter:
         self._buffer = HostBuffer(2 * torch.int32.itemsize)
         self._buffer.lock()
         self._buffer.bytes.zero_()
-        at = self._buffer.bytes.data_ptr()
+        self._at = at = self._buffer.bytes.data_ptr()
         self._done, self._sure = ctypes.c_uint32.from_address(at), ctypes.c_uint32.from_address(at + 4)
         self._base = self._top = 0
 
@@ -56,8 +56,7 @@ class HostCounter:
 
     def signal(self, count: int) -> Signal:
         """For the task with which so many of the pass's are done."""
-        at = self._buffer.bytes.data_ptr()
-        return Signal(at + 4, at, (self._base + count) & ALL_BITS)
+        return Signal(self._at + 4, self._at, (self._base + count) & ALL_BITS)
 
     def is_sure(self, count: int) -> bool:
         """Whether so many will be done whatever happens. Only then may a lane wait for them: what the driver does for a
@@ -68,7 +67,7 @@ class HostCounter:
 
     def hold(self, stream: torch.cuda.Stream, count: int) -> None:
         """What is queued on the stream from here on waits until so many of the pass's tasks are done."""
-        code = _wait_value()(stream.cuda_stream, self._buffer.bytes.data_ptr(), (self._base + count) & ALL_BITS)
+        code = _wait_value()(stream.cuda_stream, self._at, (self._base + count) & ALL_BITS)
         if code != 0:
             raise RuntimeError(f"the driver refuses to wait for a word of page-locked memory (error {code})")
 

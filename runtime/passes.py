@@ -77,8 +77,8 @@ class PassRunner:
     def __post_init__(self) -> None:
         self._pipeline, self.wirings = Pipeline(self.device), Wirings(self.layout)
         self._carrying = Carrying(self.device, self.memory)
-        if isinstance(self.device, CudaDevice) and self.memory.slots is not None and all(self.memory.dense.resident):
-            self.steps = make_steps(self.memory, CallGraphs)  # others wait for links, and are predicted with launches
+        if isinstance(self.device, CudaDevice):
+            self.steps = make_steps(self.memory, CallGraphs)
 
     def run(self, table: SequenceTable) -> PassResult:
         """Everybody in flight takes part. Raises HrmError or OSError where a task fails."""
@@ -140,10 +140,12 @@ class PassRunner:
         with self.device.lane(Resource.HTOD):  # whose first tasks wait for nothing else, and read the tables
             self.device.order_after(sent)
         routing = None if self.recorder is None else PassRouting()
-        held, steps = self._carrying.held, None if self.steps is None else self.steps.of(batch.rows)
-        if steps is not None:
-            assert tables[0].decode is not None
-            steps.begin(tables[0].decode)
+        held, decode, steps = self._carrying.held, tables[0].decode, None
+        if self.steps is not None and graph.repeats_steps:
+            assert decode is not None
+            steps = self.steps.of(len(batch.rows[0].slots))
+            if steps is not None:
+                steps.begin(decode)
         return PassState(
             self.device, self.memory, graph, paging, batch, tables, held, self.keep_logits, routing, steps=steps
         )

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from runtime_policies import RESIDENT, make_policy
 from tiny_checkpoints import save_tiny
 
-import runtime.experts.forecast as forecast_module
+import runtime.experts.last_paths as last_paths_module
 from hrm.errors import CheckpointError, HrmError, PolicyError
 from hrm.spec.policy import Policy
 from runtime.checkpoint.checkpoint import Checkpoint
@@ -91,13 +91,13 @@ def test_predictions_are_made_once_and_change_no_token(
     told = expert_options(options(saved, token_scheduler), model.spec, cached("predictive"), "cpu")
     assert isinstance(told["forecast"], PathForecast) and isinstance(told["units"], Units) == token_scheduler
     predicted: list[tuple[int, ...]] = []
-    real = forecast_module.predict_paths
+    real = last_paths_module.predict_paths
 
     def counts(predictor: RoutingPredictor, sequences: list[NDArray[np.int64]], last_only: bool) -> object:
         predicted.extend(tuple(map(int, sequence)) for sequence in sequences)
         return real(predictor, sequences, last_only)
 
-    monkeypatch.setattr(forecast_module, "predict_paths", counts)
+    monkeypatch.setattr(last_paths_module, "predict_paths", counts)
     assert answers(model, cached("predictive"), **told) == answers(model, cached("lru"))
     assert len(predicted) == len(set(predicted)) == 4 * len(PROMPTS)  # each token but the last is the next pass's input
     assert all(any(sequence[: len(p)] == tuple(p) for p in PROMPTS) for sequence in predicted)

@@ -3,17 +3,14 @@
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from hrm.predict.path_predictions import ExpectedDemand, PathPredictions, joined
 from runtime.batch import Batch
 from runtime.experts.expected_demand import expected_demand
-from runtime.experts.last_paths import LastPaths
+from runtime.experts.last_paths import LastPaths, last_paths
 from runtime.experts.predictor import RoutingPredictor
-from runtime.experts.predictor_inference import predict_paths
 from runtime.experts.predictor_metrics import top_k_mask
-from runtime.graphs import CallGraphs
 from runtime.requests.request import Request
 from runtime.sequences import SequenceTable, Slots
 
@@ -24,10 +21,10 @@ class PathForecast:
 
     predictor: RoutingPredictor
     _known: dict[int, tuple[Request, int, PathPredictions]] = field(default_factory=dict)  # by slot; tokens made
-    _predict: LastPaths | None = field(init=False)
+    _predict: LastPaths = field(init=False)
 
     def __post_init__(self) -> None:
-        self._predict = graphed(self.predictor)
+        self._predict = last_paths(self.predictor)
 
     def __call__(self, batch: Batch, table: SequenceTable) -> ExpectedDemand:
         """What the tokens of a decode pass will choose, and those of the pass after it."""
@@ -38,11 +35,7 @@ class PathForecast:
         """Of each slot's latest token, [B, L, E]."""
         missing = [slot for slot in slots.tolist() if not self._knows(table, slot)]
         if missing:
-            sequences = [_tokens(table, slot) for slot in missing]
-            if self._predict is None:
-                found = predict_paths(self.predictor, sequences, last_only=True)
-            else:
-                found = self._predict(sequences)
+            found = self._predict([_tokens(table, slot) for slot in missing])
             for i, slot in enumerate(missing):
                 self._known[slot] = (_request(table, slot), int(table.made[slot]), found.rows(slice(i, i + 1)))
         return joined([self._known[slot][2] for slot in slots.tolist()])
@@ -55,13 +48,6 @@ class PathForecast:
     def paths(self, table: SequenceTable, slots: Slots) -> NDArray[np.bool_]:
         """The k most probable experts of each layer, [B, L, E]."""
         return top_k_mask(self.predictions(table, slots).now, self.predictor.target.top_k)
-
-
-def graphed(predictor: RoutingPredictor) -> LastPaths | None:
-    """On a GPU; None where the predictor lies elsewhere."""
-    if predictor.device.type != "cuda":
-        return None
-    return LastPaths(predictor, CallGraphs(), torch.cuda.Stream(predictor.device))  # type: ignore[no-untyped-call]
 
 
 def _request(table: SequenceTable, slot: int) -> Request:

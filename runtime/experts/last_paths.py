@@ -15,9 +15,9 @@ from torch import Tensor
 
 from hrm.errors import HrmError
 from hrm.predict.path_predictions import PathPredictions
-from runtime.decode_steps import Calls
 from runtime.experts.predictor import RoutingPredictor
 from runtime.experts.predictor_inference import BATCH_TOKENS, Ids, predict_paths
+from runtime.graphs import CallGraphs, Calls
 
 Ints = NDArray[np.int64]
 LENGTHS = 32  # sequences are padded to multiples, so that a graph lasts as many tokens
@@ -82,3 +82,10 @@ class LastPaths:
         if batch.found is None:  # the first call is not recorded
             batch.found = torch.empty_like(found)
         batch.found.copy_(found)
+
+
+def last_paths(predictor: RoutingPredictor) -> LastPaths:
+    """Where the predictor lies on a GPU, by graphs on a stream of its own."""
+    if predictor.device.type != "cuda":
+        return LastPaths(predictor, None)
+    return LastPaths(predictor, CallGraphs(), torch.cuda.Stream(predictor.device))  # type: ignore[no-untyped-call]

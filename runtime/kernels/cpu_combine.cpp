@@ -23,21 +23,6 @@ struct Problem {
   int32_t threads, part_dtype, out_dtype;
 };
 
-template <class T>
-inline Vec load_some(const T* from, int64_t count) {
-  if (count == W) return load(from);
-  T padded[W] = {};
-  std::memcpy(padded, from, count * sizeof(T));
-  return load(padded);
-}
-
-template <class O>
-inline void store_some(O* to, Vec value, int64_t count) {
-  O rounded[W];
-  store(rounded, value);
-  std::memcpy(to, rounded, count * sizeof(O));
-}
-
 template <class T, class O>
 void combine(const Problem& p) {
   const auto* parts = (const T*)p.parts;

@@ -365,11 +365,7 @@ int64_t list_pairs(const Listed& p, ListedScratch& s) {
 
 float gate_of(const Listed& p, int64_t pair) {
   if (p.gate_dtype == 0) return ((const float*)p.gates)[pair];
-  const auto wide = [&](auto gate) {
-    decltype(gate) lanes[W] = {gate};
-    return load(lanes)[0];
-  };
-  return p.gate_dtype == 1 ? wide(((const Bf16*)p.gates)[pair]) : wide(((const Fp16*)p.gates)[pair]);
+  return (p.gate_dtype == 1 ? load_some((const Bf16*)p.gates + pair, 1) : load_some((const Fp16*)p.gates + pair, 1))[0];
 }
 
 // out[t] = sum over listed choices of gate * each[pair]; few rows, so one thread is through before others are awake.
@@ -384,11 +380,7 @@ void add_up(const Listed& p, const ListedScratch& s) {
       for (int64_t i = 0; i < p.hidden; ++i) sum[i] += gate * row[i];
     }
     T* to = (T*)p.out + t * p.hidden;
-    for (int64_t i = 0; i < p.hidden; i += W) {
-      T rounded[W];
-      store(rounded, load(sum.data() + i));
-      std::memcpy(to + i, rounded, std::min(W, p.hidden - i) * sizeof(T));
-    }
+    for (int64_t i = 0; i < p.hidden; i += W) store_some(to + i, load(sum.data() + i), std::min(W, p.hidden - i));
   }
 }
 

@@ -76,8 +76,8 @@ def build_failure() -> str:
 
 
 @cache
-def experts_library() -> Any:
-    """The function `listed_experts` of the compiled kernels; None where they do not build."""
+def listed_experts_kernel() -> Any:
+    """`listed_experts` of cpu_experts.cpp, to be called through ctypes; None where it does not build."""
     library = _load()[0]
     if library is None:
         return None

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from runtime.host_counter import Signal
-from runtime.kernels.cpu_experts import experts_library
+from runtime.kernels.cpu_experts import listed_experts_kernel
 from runtime.kernels.kernel_dtypes import DTYPES
 
 Ints = NDArray[np.int64]
@@ -49,15 +49,15 @@ def all_in_one_call(
 
     Raises ValueError for arrays that do not fit together.
     """
-    library = experts_library()
-    if library is None or x.dtype != out.dtype or not {x.dtype, gates.dtype} <= DTYPES.keys():
+    kernel = listed_experts_kernel()
+    if kernel is None or x.dtype != out.dtype or not {x.dtype, gates.dtype} <= DTYPES.keys():
         return False
     _check(x, gates, experts, listed, addresses, each, out)
     places = x.data_ptr(), gates.data_ptr(), _at(experts), _at(listed), _at(addresses), each.data_ptr(), out.data_ptr()
     told = (0, 0, 0) if signal is None else (signal.sure, signal.done, signal.value)
     sizes = len(listed), len(addresses), *x.shape, intermediate, experts.shape[1], most_rows
     kinds = threads, DTYPES[x.dtype], DTYPES[gates.dtype]
-    found = library(ctypes.byref(_Listed(*places, *told[:2], *sizes, *kinds, told[2])))
+    found = kernel(ctypes.byref(_Listed(*places, *told[:2], *sizes, *kinds, told[2])))
     if found < 0:
         raise MemoryError(f"no memory for {len(listed)} experts of {len(x)} tokens")
     return bool(found == 0)

@@ -82,6 +82,23 @@ inline void store(Fp16* to, Vec value) {
 #endif
 }
 
+// ---- the first `count` elements, 1 to W; zero behind them ----
+
+template <class T>
+inline Vec load_some(const T* from, int64_t count) {
+  if (count == W) return load(from);
+  T padded[W] = {};
+  std::memcpy(padded, from, count * sizeof(T));
+  return load(padded);
+}
+
+template <class T>
+inline void store_some(T* to, Vec value, int64_t count) {
+  T rounded[W];
+  store(rounded, value);
+  std::memcpy(to, rounded, count * sizeof(T));
+}
+
 // exp of values <= 0, relative error about 1e-7; below exp(-87) it stays there. NaN stays NaN.
 inline Vec exp_of_negative(Vec x) {
   const Vec zero = {};

@@ -23,6 +23,12 @@ def blocks_of(tokens: int) -> int:
     return -(-tokens // BLOCK)
 
 
+def new_kv(config: ModelConfig, qkv: Tensor) -> Tensor:
+    """K and V of qkv [T, N + 2 K, D], contiguous [T, 2, K, D]; N query heads."""
+    new = qkv[:, config.num_attention_heads :]
+    return new.reshape(len(new), 2, config.num_key_value_heads, config.head_dim)
+
+
 class BlockPool:
     """Free blocks of one pool."""
 

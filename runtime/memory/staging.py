@@ -1,6 +1,7 @@
 """Small page-locked buffers between CPU and GPU, and the two ways across: a kernel, or the copy engine."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -36,40 +37,43 @@ class Staging:
 
     def host(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A tensor over the beginning of the buffer; what an earlier call returned is overwritten through it."""
-        latest, view = self._views.get("host", (None, None))
-        if view is not None and latest == (shape, dtype):
-            return view
-        need = math.prod(shape) * dtype.itemsize
-        if self._buffer is None or self._buffer.nbytes < need:
-            self._words, eighths = None, 8 if self._buffer is None else 9
-            self._views.clear()
-            self._buffer = HostBuffer(max(4096, -(-need * eighths // (8 * WORD_BYTES)) * WORD_BYTES))
-            if self.device.type == "cuda":
-                self._buffer.lock()
-                self._words = device_view(self._buffer.bytes, self.device)
-        view = self._buffer.bytes[:need].view(dtype).view(shape)
-        self._views["host"] = (shape, dtype), view
-        return view
+        size = math.prod(shape)
+        buffer = self._room(size * dtype.itemsize)
+        return self._view("host", (shape, dtype), lambda: buffer.bytes[: size * dtype.itemsize].view(dtype).view(shape))
 
     def arrive(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A copy of the beginning of the buffer on the device, made on the current lane by a kernel; the next call's
         overwrites it. In PyTorch's plain way where no kernel can read the buffer.
         """
-        host, words = self.host(shape, dtype), -(-math.prod(shape) * dtype.itemsize // WORD_BYTES)
-        if self._words is None:
+        size = math.prod(shape)
+        host, count = self.host(shape, dtype), -(-size * dtype.itemsize // WORD_BYTES)
+        words = self._words
+        if words is None:
             return host.to(self.device, non_blocking=True)
-        latest, view = self._views.get("twin", (None, None))
-        if view is None or latest != (shape, dtype):
-            if self._twin is None or len(self._twin) < words:
-                self._twin = torch.empty(len(self._words), dtype=WORD, device=self.device)
-            view = self._twin.view(dtype)[: math.prod(shape)].view(shape)
-            self._views = {
-                "host": self._views["host"],
-                "twin": ((shape, dtype), view),
-                "from": (words, self._words[:words]),
-                "to": (words, self._twin[:words]),
-            }
-        torch.bitwise_or(self._views["from"][1], 0, out=self._views["to"][1])
+        if self._twin is None:
+            self._twin = torch.empty(len(words), dtype=WORD, device=self.device)
+        twin = self._twin
+        here, there = self._view("here", count, lambda: words[:count]), self._view("there", count, lambda: twin[:count])
+        torch.bitwise_or(here, 0, out=there)
+        return self._view("twin", (shape, dtype), lambda: twin.view(dtype)[:size].view(shape))
+
+    def _room(self, need: int) -> HostBuffer:
+        """The buffer, of so many bytes at least."""
+        if self._buffer is None or self._buffer.nbytes < need:
+            self._words, self._twin, eighths = None, None, 8 if self._buffer is None else 9
+            self._views.clear()
+            self._buffer = HostBuffer(max(4096, -(-need * eighths // (8 * WORD_BYTES)) * WORD_BYTES))
+            if self.device.type == "cuda":
+                self._buffer.lock()
+                self._words = device_view(self._buffer.bytes, self.device)
+        return self._buffer
+
+    def _view(self, name: str, key: object, make: Callable[[], Tensor]) -> Tensor:
+        """The latest view of a name, if it is of this key, or a new one."""
+        latest, view = self._views.get(name, (None, None))
+        if view is None or latest != key:
+            view = make()
+            self._views[name] = key, view
         return view
 
     def load(self, out: Tensor, by_kernel: bool) -> None:
@@ -87,11 +91,8 @@ class Staging:
         if self._words is None:
             host.copy_(values)
             return host
-        latest, view = self._views.get("words", (None, None))
-        if view is None or latest != shape:
-            view = self._words[: values.numel()].view(shape)
-            self._views["words"] = shape, view
-        torch.bitwise_or(values, 0, out=view)
+        words = self._words
+        torch.bitwise_or(values, 0, out=self._view("words", shape, lambda: words[: values.numel()].view(shape)))
         return host
 
 

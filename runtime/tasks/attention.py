@@ -17,9 +17,9 @@ from runtime.kernels.gpu_attention import (
     grouped_causal_attention,
     ragged_causal_attention,
 )
+from runtime.memory.kv_cache import new_kv
 from runtime.models.common import rotary
 from runtime.tables import PrefillTables
-from runtime.tasks.kv import new_kv
 from runtime.tasks.layer_plan import send_choices
 from runtime.tasks.state import PassState, only_micro_batch
 
@@ -107,7 +107,7 @@ def _attend_decoding(state: PassState, j: int, layer: int) -> None:
     lengths, counts = tables.gpu_lengths, tables.gpu_blocks
     if r:
         pool, home = memory.kv.gpu[layer], tables.resident_home
-        pool[home[0], :, :, home[1]] = new_kv(state, qkv[:r])
+        pool[home[0], :, :, home[1]] = new_kv(memory.config, qkv[:r])
         table, masks = tables.resident_table, tables.resident_masks
         out[:r] = decode_attention(qkv[:r], pool, table, lengths[:r], *shape, counts[:r], masks, stored=True)
     if g > r:
@@ -121,7 +121,7 @@ def _attend_prompts(state: PassState, j: int, layer: int) -> None:
     assert tables is not None
     if tables.gpu.shape[1]:
         row, block, offset = tables.gpu
-        state.memory.kv.gpu[layer][block, :, :, offset] = new_kv(state, qkv[row])
+        state.memory.kv.gpu[layer][block, :, :, offset] = new_kv(config, qkv[row])
     heads = config.num_attention_heads, config.num_key_value_heads
     q, k, v = qkv[:, : heads[0]], qkv[:, heads[0] : -heads[1]], qkv[:, -heads[1] :]
     scale = config.head_dim**-0.5

@@ -9,15 +9,9 @@ from torch import Tensor
 from hrm.schedule.steps import KV_BUFFERS
 from hrm.schedule.task import Resource, Task
 from runtime.memory.device_view import words_of
+from runtime.memory.kv_cache import new_kv
 from runtime.tables import PrefillTables
 from runtime.tasks.state import PassState, only_micro_batch
-
-
-def new_kv(state: PassState, qkv: Tensor) -> Tensor:
-    """K and V of qkv [T, N + 2 K, D], contiguous [T, 2, K, D]."""
-    config = state.memory.config
-    new = qkv[:, config.num_attention_heads :]
-    return new.reshape(len(new), 2, config.num_key_value_heads, config.head_dim)
 
 
 def kv_store(state: PassState, index: int, task: Task) -> None:
@@ -29,7 +23,7 @@ def kv_store(state: PassState, index: int, task: Task) -> None:
         kv, home = _prompt_kv(state, qkv, tables.prefill), tables.prefill.host[1:]
     else:
         assert tables.decode is not None
-        kv, home = new_kv(state, qkv[rows.resident : rows.gpu_sequences]), tables.decode.store
+        kv, home = new_kv(state.memory.config, qkv[rows.resident : rows.gpu_sequences]), tables.decode.store
     if not kv.shape[0]:
         return
     if state.memory.kv.host_words:
@@ -49,7 +43,7 @@ def _store_by_kernel(state: PassState, layer: int, kv: Tensor, home: Tensor) -> 
 
 
 def _prompt_kv(state: PassState, qkv: Tensor, tables: PrefillTables) -> Tensor:
-    return new_kv(state, qkv[tables.host_rows]) if len(tables.host_rows) else qkv[:0]
+    return new_kv(state.memory.config, qkv[tables.host_rows]) if len(tables.host_rows) else qkv[:0]
 
 
 def kv_stage(state: PassState, index: int, task: Task) -> None:
